@@ -1,0 +1,355 @@
+//! Applies a configuration, the first one or a changed one: only what differs is touched.
+//!
+//! What can fail comes first (models, compilation, new connections' files), so that a wrong configuration changes nothing;
+//! then the parts are switched over, from the inside out: nothing is heard before there is a function to hear it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::Parts;
+use super::layout::Current;
+use crate::api::status::Reloaded;
+use crate::broker::Broker;
+use crate::broker::embedded::EmbeddedBroker;
+use crate::clock::Clock;
+use crate::config::{BrokerUser, Config, EmbeddedBrokerConfig, MqttConfig, TriggerConfig};
+use crate::dispatch::Dispatcher;
+use crate::function::FunctionSpec;
+use crate::inference::Prepared;
+use crate::name::{BrokerName, FunctionName};
+use crate::runtime::Function;
+use crate::store::Resolved;
+use crate::topic::TopicFilter;
+use crate::trigger::Submit;
+use crate::trigger::event::EventTriggers;
+use crate::trigger::mqtt::{MqttTriggers, Route};
+use crate::trigger::schedule::Schedules;
+use crate::uplink::{Publisher, Publishers, Uplink};
+
+/// The broker that triggers and destinations mean when they name none.
+const LOCAL: &str = "local";
+
+/// Who the agent is to its embedded broker, when that one asks for users.
+const OWN_USER: &str = "tidegate-agent";
+
+/// What a configuration starts, and a changed one replaces.
+pub(super) struct Site {
+    state_dir: PathBuf,
+    submit: Arc<dyn Submit>,
+    clock: Clock,
+    embedded: Option<EmbeddedBroker>,
+    brokers: BTreeMap<BrokerName, (MqttConfig, Broker)>,
+    specs: BTreeMap<FunctionName, Arc<FunctionSpec>>,
+    schedules: Option<Schedules>,
+    uplink: Option<Uplink>,
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site")
+            .field("brokers", &self.brokers.keys())
+            .field("functions", &self.specs.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Site {
+    pub(super) fn new(dispatcher: &Dispatcher, state_dir: &Path, clock: Clock) -> Self {
+        let submit: Arc<dyn Submit> = Arc::new(dispatcher.clone());
+        Self {
+            state_dir: state_dir.to_owned(),
+            schedules: Some(Schedules::new(Arc::clone(&submit), state_dir, clock.clone())),
+            submit,
+            clock,
+            embedded: None,
+            brokers: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            uplink: None,
+        }
+    }
+
+    /// No new events from now on.
+    pub(super) fn stop_triggers(&mut self) {
+        for (_, broker) in self.brokers.values() {
+            broker.pause();
+        }
+        if let Some(schedules) = self.schedules.take() {
+            schedules.stop();
+        }
+    }
+
+    /// Lets go of the uplinks and brokers, with what they can still bring out within `patience`.
+    pub(super) async fn stop_links(&mut self, patience: Duration) {
+        if let Some(uplink) = self.uplink.take() {
+            uplink.stop().await;
+        }
+        let brokers = std::mem::take(&mut self.brokers);
+        futures_util::future::join_all(brokers.values().map(|(_, broker)| broker.disconnect(patience))).await;
+        if let Some(embedded) = self.embedded.take() {
+            embedded.stop().await;
+        }
+    }
+
+    /// The file with the password by which the agent knows itself to its embedded broker; new at each start.
+    fn own_password(&self) -> anyhow::Result<PathBuf> {
+        let file = self.state_dir.join("mqtt").join("agent.password");
+        if self.embedded.is_none() {
+            std::fs::create_dir_all(self.state_dir.join("mqtt"))?;
+            let _ = std::fs::remove_file(&file);
+            let mut open = std::fs::OpenOptions::new();
+            let mut out = open.write(true).create_new(true).mode(0o600).open(&file)?;
+            let secret = uuid::Uuid::new_v4().simple().to_string();
+            out.write_all(secret.as_bytes()).with_context(|| format!("cannot write `{}`", file.display()))?;
+        }
+        Ok(file)
+    }
+
+    fn handles(&self) -> BTreeMap<BrokerName, Broker> {
+        self.brokers.iter().map(|(name, (_, broker))| (name.clone(), broker.clone())).collect()
+    }
+}
+
+impl Parts {
+    /// Makes `config` with its `functions` what runs. On an error what ran goes on as it was.
+    pub(super) async fn apply(&self, config: Config, functions: Vec<Resolved>) -> anyhow::Result<Reloaded> {
+        let mut site = self.site.lock().await;
+        let before = self.layout.current();
+        let mut told = Reloaded { needs_restart: needs_restart(&before.config, &config), ..Reloaded::default() };
+        for warning in functions.iter().flat_map(|function| &function.warnings) {
+            tracing::warn!("{warning}");
+        }
+
+        // What can fail.
+        let specs: Vec<_> = functions.into_iter().map(|function| Arc::new(function.spec)).collect();
+        let changed = self.load_changed(&site, &specs).await?;
+        let models = self.prepare_models(&config).await?;
+        let mut wanted = config.mqtt.clone();
+        if let Some(embedded) = &config.embedded_broker {
+            wanted.insert(BrokerName::parse(LOCAL)?, self.embedded(&mut site, embedded).await?);
+        }
+        let connected = self.connect_changed(&site, &wanted)?;
+
+        // What cannot.
+        told.changes.extend(self.replace_models(&config, models));
+        self.journal.configure(config.stream.clone());
+        told.changes.extend(changes(&before.config.stream, &config.stream, "stream"));
+        let gone: Vec<_> = site.brokers.extract_if(.., |name, (config, _)| wanted.get(name) != Some(config)).collect();
+        for (name, _) in &gone {
+            if !wanted.contains_key(name) {
+                told.changes.push(format!("broker `{name}`: removed"));
+            }
+        }
+        for (name, config, broker) in connected {
+            let verb = if gone.iter().any(|(old, _)| *old == name) { "reconnected" } else { "added" };
+            told.changes.push(format!("broker `{name}`: {verb}"));
+            site.brokers.insert(name, (config, broker));
+        }
+        self.outlets.set_routes(site.handles().into_iter().collect(), own_filters(&specs));
+        for function in changed {
+            let (spec, old) = (Arc::clone(&function.spec), site.specs.get(&function.spec.name));
+            told.changes.push(match old {
+                None => format!("function `{}`: {} added", spec.name, spec.version),
+                Some(old) if old.version == spec.version => {
+                    format!("function `{}`: {} changed", spec.name, spec.version)
+                }
+                Some(old) => format!("function `{}`: {} → {}", spec.name, old.version, spec.version),
+            });
+            self.dispatcher.deploy(function);
+        }
+        let removed: Vec<_> =
+            site.specs.keys().filter(|name| !specs.iter().any(|spec| spec.name == **name)).cloned().collect();
+        site.specs = specs.iter().map(|spec| (spec.name.clone(), Arc::clone(spec))).collect();
+        self.listen(&mut site, &specs)?;
+        for name in removed {
+            told.changes.push(format!("function `{name}`: removed"));
+            self.dispatcher.remove(&name);
+            self.metrics.forget(&name);
+        }
+        self.runtime.retain(&specs.iter().map(|spec| &*spec.digest).collect::<Vec<_>>());
+        let anew: Vec<_> = gone.iter().map(|(name, _)| name.clone()).collect();
+        self.drain_streams(&mut site, &config, &anew).await;
+        for (_, (_, broker)) in gone {
+            // Its publishes find their way within a while, or are made again by those who wait for them.
+            tokio::spawn(async move { broker.disconnect(super::DISCONNECT_PATIENCE).await });
+        }
+        let events = EventTriggers::new(specs.iter().flat_map(|spec| {
+            spec.triggers.iter().filter_map(|trigger| match trigger {
+                TriggerConfig::Event(event) => Some((spec.name.clone(), event.clone())),
+                _ => None,
+            })
+        }));
+        let brokers =
+            site.brokers.iter().map(|(name, (mqtt, broker))| (name.clone(), (mqtt.url.clone(), broker.clone())));
+        self.layout.replace(Current { config, brokers: brokers.collect(), events: Arc::new(events) });
+        for change in &told.changes {
+            tracing::info!("{change}");
+        }
+        super::memory::release_soon();
+        Ok(told)
+    }
+
+    /// Starts the embedded broker unless it runs, and says how the agent itself connects to it.
+    async fn embedded(&self, site: &mut Site, config: &EmbeddedBrokerConfig) -> anyhow::Result<MqttConfig> {
+        let mut config = config.clone();
+        let mut login = None;
+        if !config.users.is_empty() {
+            let password_file = site.own_password()?;
+            let all = vec![TopicFilter::parse("#")?];
+            let user = BrokerUser { password_file: password_file.clone(), publish: all.clone(), subscribe: all };
+            config.users.insert(OWN_USER.to_owned(), user);
+            login = Some(password_file);
+        }
+        let broker = match &mut site.embedded {
+            Some(broker) => broker,
+            none => none.insert(EmbeddedBroker::start(&config, &self.limits).await?),
+        };
+        let own = MqttConfig::to(broker.local_url());
+        Ok(match login {
+            Some(file) => MqttConfig { username: Some(OWN_USER.to_owned()), password_file: Some(file), ..own },
+            None => own,
+        })
+    }
+
+    /// Compiles, or maps from the cache, what is not running as it is.
+    async fn load_changed(&self, site: &Site, specs: &[Arc<FunctionSpec>]) -> anyhow::Result<Vec<Function>> {
+        let mut functions = Vec::new();
+        for spec in specs {
+            if site.specs.get(&spec.name) != Some(spec) {
+                let function = self.runtime.load(Arc::clone(spec)).await;
+                functions.push(function.with_context(|| format!("function `{}` cannot be loaded", spec.name))?);
+            }
+        }
+        Ok(functions)
+    }
+
+    /// Loads and tests the models that are new or changed.
+    async fn prepare_models(&self, config: &Config) -> anyhow::Result<Vec<Prepared>> {
+        let mut prepared = Vec::new();
+        for model in &config.model {
+            prepared.extend(self.models.prepare(model).await?);
+        }
+        Ok(prepared)
+    }
+
+    /// Has them take over, and says what that changed.
+    fn replace_models(&self, config: &Config, prepared: Vec<Prepared>) -> Vec<String> {
+        let digests = || -> BTreeMap<_, _> {
+            self.models.status().into_iter().map(|model| (model.name.to_string(), model.digest)).collect()
+        };
+        let before = digests();
+        prepared.into_iter().for_each(|model| self.models.install(model));
+        for old in
+            self.layout.current().config.model.iter().filter(|old| !config.model.iter().any(|m| m.name == old.name))
+        {
+            self.models.remove(&old.name);
+        }
+        changes(&before, &digests(), "model")
+    }
+
+    fn connect_changed(
+        &self,
+        site: &Site,
+        wanted: &BTreeMap<BrokerName, MqttConfig>,
+    ) -> anyhow::Result<Vec<(BrokerName, MqttConfig, Broker)>> {
+        let mut connected = Vec::new();
+        for (name, config) in wanted {
+            if site.brokers.get(name).map(|(config, _)| config) != Some(config) {
+                let clock = self.clock.clone();
+                let broker =
+                    Broker::connect(name.clone(), config, &self.gateway, &site.state_dir, &self.limits, clock)?;
+                connected.push((name.clone(), config.clone(), broker));
+            }
+        }
+        Ok(connected)
+    }
+
+    /// Has the streams that say so drain.
+    async fn drain_streams(&self, site: &mut Site, config: &Config, anew: &[BrokerName]) {
+        let publisher = |broker: Broker| Arc::new(broker) as Arc<dyn Publisher>;
+        let publishers: Publishers =
+            site.handles().into_iter().map(|(name, broker)| (name, publisher(broker))).collect();
+        match &site.uplink {
+            Some(uplink) => uplink.configure(&publishers, &config.stream, anew).await,
+            None => {
+                let (journal, gateway, clock) = (Arc::clone(&self.journal), self.gateway.clone(), self.clock.clone());
+                site.uplink = Some(Uplink::start(journal, &publishers, gateway, &config.stream, clock));
+            }
+        }
+    }
+
+    /// Has the triggers of `specs`, and no others, make events.
+    fn listen(&self, site: &mut Site, specs: &[Arc<FunctionSpec>]) -> anyhow::Result<()> {
+        for (name, (_, broker)) in &site.brokers {
+            let routes = specs.iter().flat_map(|spec| {
+                spec.triggers.iter().filter_map(|trigger| match trigger {
+                    TriggerConfig::Mqtt(mqtt)
+                        if mqtt.broker.as_ref().map_or(LOCAL, BrokerName::as_str) == name.as_str() =>
+                    {
+                        Some(Route { filter: mqtt.filter.clone(), qos: mqtt.qos, function: spec.name.clone() })
+                    }
+                    _ => None,
+                })
+            });
+            let triggers = MqttTriggers::new(name, routes.collect(), Arc::clone(&site.submit), site.clock.clone());
+            broker.subscribe(triggers.subscriptions(), Arc::new(triggers));
+        }
+        let schedules = specs.iter().flat_map(|spec| {
+            spec.triggers.iter().filter_map(|trigger| match trigger {
+                TriggerConfig::Schedule(schedule) => Some((spec.name.clone(), schedule.clone())),
+                _ => None,
+            })
+        });
+        if let Some(running) = &mut site.schedules {
+            running.apply(schedules)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a publish of ours would come back by.
+fn own_filters(specs: &[Arc<FunctionSpec>]) -> Vec<crate::topic::TopicFilter> {
+    let triggers = specs.iter().flat_map(|spec| &spec.triggers);
+    let filters = triggers.filter_map(|trigger| match trigger {
+        TriggerConfig::Mqtt(mqtt) => Some(mqtt.filter.clone()),
+        _ => None,
+    });
+    filters.collect()
+}
+
+/// One line for each difference between two maps.
+fn changes<K: Ord + std::fmt::Display, V: PartialEq>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+    what: &str,
+) -> Vec<String> {
+    let new = after.iter().filter_map(|(key, value)| match before.get(key) {
+        None => Some(format!("{what} `{key}`: added")),
+        Some(old) if old != value => Some(format!("{what} `{key}`: changed")),
+        Some(_) => None,
+    });
+    let gone = before.keys().filter(|key| !after.contains_key(key)).map(|key| format!("{what} `{key}`: removed"));
+    new.chain(gone).collect()
+}
+
+/// The sections that are only read at the start.
+fn needs_restart(before: &Config, after: &Config) -> Vec<String> {
+    if before.file.as_os_str().is_empty() {
+        return Vec::new();
+    }
+    let sections = [
+        ("[gateway]", before.gateway != after.gateway),
+        ("[embedded_broker]", before.embedded_broker != after.embedded_broker),
+        ("[api]", before.api != after.api),
+        ("[log]", before.log != after.log),
+        ("[trace]", before.trace != after.trace),
+        ("[inference]", before.inference != after.inference),
+    ];
+    sections.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section.to_owned()).collect()
+}

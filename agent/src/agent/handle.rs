@@ -1,0 +1,205 @@
+//! The agent as the API sees it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::{Parts, layout};
+use crate::api::AgentHandle;
+use crate::api::status::{
+    BrokerStatus, FunctionNumbers, FunctionStatus, Health, Latency, ModelStatus, Reloaded, Status, StreamStatus,
+};
+use crate::broker::{Broker, Link};
+use crate::config::{Config, StreamConfig};
+use crate::dispatch::Answer;
+use crate::event::Event;
+use crate::hint::Told;
+use crate::journal::{DEAD_LETTER_BYTES, DEAD_LETTERS};
+use crate::metrics::Metrics;
+use crate::name::{BrokerName, FunctionName, ModelName};
+use crate::receipt::Receipt;
+use crate::store;
+use crate::telemetry::LogRing;
+use crate::trigger::event::EventTriggers;
+use crate::trigger::{Delivery, Refused, Submit};
+
+impl Submit for Parts {
+    fn submit(
+        &self,
+        function: &FunctionName,
+        event: Arc<Event>,
+        delivery: Delivery,
+        receipt: Receipt,
+    ) -> Result<(), Refused> {
+        self.dispatcher.submit(function, event, delivery, receipt)
+    }
+}
+
+impl AgentHandle for Parts {
+    fn health(&self) -> Health {
+        let mut reasons = Vec::new();
+        for (name, (_, broker)) in &self.layout.current().brokers {
+            let status = broker.status();
+            if status.link == Link::Down {
+                let why = status.last_error.unwrap_or_else(|| "still connecting".to_owned());
+                reasons.push(format!("broker `{name}` is not connected: {why}"));
+            }
+            for (filter, why) in status.refused {
+                reasons.push(format!("broker `{name}` refused the subscription to `{filter}`: {why}"));
+            }
+        }
+        Health { reasons }
+    }
+
+    fn status(&self) -> Status {
+        let current = self.layout.current();
+        let default = StreamConfig::default();
+        let dead_letters = StreamConfig { max_bytes: DEAD_LETTER_BYTES, ..StreamConfig::default() };
+        let streams = self.journal.status().into_iter().map(|stream| {
+            let own = if stream.name.as_str() == DEAD_LETTERS { &dead_letters } else { &default };
+            let config = current.config.stream.get(&stream.name).unwrap_or(own);
+            StreamStatus {
+                bytes_max: config.max_bytes.0,
+                uplink: config.uplink.as_ref().map(|uplink| format!("mqtt {} {}", uplink.mqtt, uplink.topic)),
+                name: stream.name,
+                records: stream.records,
+                bytes: stream.bytes,
+                oldest_ms: stream.oldest_ms,
+                newest_sequence: stream.newest_sequence,
+                acked_sequence: stream.acked_sequence,
+                dropped_by_age: stream.dropped_by_age,
+                dropped_by_bytes: stream.dropped_by_bytes,
+            }
+        });
+        Status {
+            gateway: self.gateway.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: u64::try_from((self.clock.instant() - self.started).as_millis()).unwrap_or(u64::MAX),
+            functions: self.dispatcher.functions().iter().map(function_status).collect(),
+            brokers: current.brokers.iter().map(|(name, (url, broker))| broker_status(name, url, broker)).collect(),
+            streams: streams.collect(),
+            models: self.models.status().into_iter().filter_map(model_status).collect(),
+        }
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn logs(&self) -> &LogRing {
+        &self.logs
+    }
+
+    fn version(&self, function: &FunctionName) -> Option<Arc<str>> {
+        self.dispatcher.version(function)
+    }
+
+    fn event_triggers(&self) -> Arc<EventTriggers> {
+        Arc::clone(&self.layout.current().events)
+    }
+
+    fn invoke<'a>(&'a self, function: &'a FunctionName, event: Arc<Event>) -> BoxFuture<'a, Result<Answer, Refused>> {
+        Box::pin(self.dispatcher.invoke(function, event))
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>> {
+        Box::pin(async move {
+            let file = self.layout.current().config.file.clone();
+            let config = Config::load(&file).map_err(|errors| errors.to_string())?;
+            let functions = store::resolve_all(&config, &self.limits).map_err(|errors| errors.to_string())?;
+            self.apply(config, functions).await.map_err(|error| Told::of(&error).text())
+        })
+    }
+}
+
+fn function_status(function: &crate::dispatch::FunctionStatus) -> FunctionStatus {
+    FunctionStatus {
+        name: function.spec.name.clone(),
+        version: function.spec.version.to_string(),
+        digest: function.spec.digest.to_string(),
+        triggers: layout::in_words(&function.spec),
+        busy: function.busy,
+        idle: function.idle,
+        queued: function.queued,
+        numbers: FunctionNumbers::from(&*function.metrics),
+    }
+}
+
+fn broker_status(name: &BrokerName, url: &str, broker: &Broker) -> BrokerStatus {
+    let status = broker.status();
+    BrokerStatus {
+        name: name.clone(),
+        url: url.to_owned(),
+        connected: status.link != Link::Down,
+        ready: status.link == Link::Ready,
+        since_ms: Some(status.since_ms),
+        last_error: status.last_error,
+        in_flight: status.in_flight as u64,
+        unconfirmed: status.unconfirmed as u64,
+        reconnects: status.reconnects,
+        received: status.received,
+        published: status.published,
+    }
+}
+
+fn model_status(model: crate::inference::ModelStatus) -> Option<ModelStatus> {
+    let latency = model.latency;
+    let run = Latency { count: latency.runs, p50_us: Some(latency.p50_us), p99_us: Some(latency.p99_us) };
+    Some(ModelStatus {
+        name: ModelName::parse(&model.name).ok()?,
+        digest: model.digest,
+        engine: model.engine.to_string(),
+        run,
+    })
+}
+
+impl Parts {
+    /// Has `/metrics` show what the parts know themselves.
+    pub(super) fn publish_metrics(self: &Arc<Self>) {
+        // The metrics belong to the parts: a strong reference would keep both alive for ever.
+        let parts = Arc::downgrade(self);
+        self.metrics.register(move |scrape| {
+            let Some(parts) = parts.upgrade() else { return Ok(()) };
+            parts.scrape(scrape)
+        });
+    }
+
+    fn scrape(&self, scrape: &mut crate::metrics::Scrape<'_>) -> fmt::Result {
+        let status = self.status();
+        let brokers = |value: fn(&BrokerStatus) -> u64| {
+            status.brokers.iter().map(move |broker| ([("broker", broker.name.as_str())], value(broker)))
+        };
+        let streams = |value: fn(&StreamStatus) -> u64| {
+            status.streams.iter().map(move |stream| ([("stream", stream.name.as_str())], value(stream)))
+        };
+        let gauge = |(labels, n): ([(&'static str, _); 1], u64)| (labels, i64::try_from(n).unwrap_or(i64::MAX));
+        let connected = brokers(|b| u64::from(b.connected)).map(gauge);
+        scrape.gauges("tidegate_broker_connected", "Whether there is a connection", connected)?;
+        let unconfirmed = brokers(|b| b.unconfirmed).map(gauge);
+        scrape.gauges("tidegate_broker_unconfirmed", "Publishes that wait for their confirmation", unconfirmed)?;
+        let in_flight = brokers(|b| b.in_flight).map(gauge);
+        scrape.gauges("tidegate_broker_in_flight", "Messages that are not acknowledged yet", in_flight)?;
+        scrape.counters("tidegate_broker_reconnects", "Connections after the first", brokers(|b| b.reconnects))?;
+        scrape.counters("tidegate_broker_received", "Messages that came", brokers(|b| b.received))?;
+        scrape.counters("tidegate_broker_published", "Messages that were published", brokers(|b| b.published))?;
+        let records = streams(|s| s.records).map(gauge);
+        scrape.gauges("tidegate_stream_records", "Records on disk", records)?;
+        let bytes = streams(|s| s.bytes).map(gauge);
+        scrape.gauges("tidegate_stream_bytes", "Bytes of the records on disk", bytes)?;
+        scrape.counters(
+            "tidegate_stream_appended",
+            "Records that were appended, ever",
+            streams(|s| s.newest_sequence),
+        )?;
+        scrape.counters(
+            "tidegate_stream_dropped_by_age",
+            "Records that `max_age` cost, ever",
+            streams(|s| s.dropped_by_age),
+        )?;
+        let by_bytes = streams(|s| s.dropped_by_bytes);
+        scrape.counters("tidegate_stream_dropped_by_bytes", "Records that `max_bytes` cost, ever", by_bytes)?;
+        let models = status.models.iter().map(|model| ([("model", model.name.as_str())], model.run.count));
+        scrape.counters("tidegate_model_runs", "Runs of the model", models)
+    }
+}

@@ -1,0 +1,114 @@
+//! Gives back memory that only a start or a reload needed, so that a gateway at rest holds little.
+//!
+//! Compiling a function leaves tens of megabytes of freed heap, and starting touches much of the binary once: the dynamic
+//! linker's tables, the parsers, the compiler, each with the 64 KiB around it that the kernel maps too. Pages of the binary
+//! are clean, so letting go of them costs a minor fault when one is needed again.
+
+use std::fs;
+use std::ops::Range;
+use std::time::Duration;
+
+use rustix::mm::{Advice, madvise};
+
+/// After this long what was applied is at work, and its own pages are the first to be mapped again.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Does so in a while.
+pub(super) fn release_soon() {
+    tokio::spawn(async {
+        tokio::time::sleep(SETTLED).await;
+        // The kernel walks all page tables for this.
+        let _ = tokio::task::spawn_blocking(release).await;
+    });
+}
+
+fn release() {
+    trim_heap();
+    let (Ok(binary), Ok(smaps)) = (fs::read_link("/proc/self/exe"), fs::read_to_string("/proc/self/smaps")) else {
+        return;
+    };
+    for range in clean_mappings(&smaps, &binary.to_string_lossy()) {
+        let start = std::ptr::with_exposed_provenance_mut(range.start);
+        #[expect(
+            unsafe_code,
+            reason = "the range is a mapping of a file that holds no page of its own: each reads the same when it is mapped again"
+        )]
+        let released = unsafe { madvise(start, range.len(), Advice::LinuxDontNeed) };
+        if let Err(error) = released {
+            tracing::debug!(%error, "pages of the binary cannot be released");
+        }
+    }
+}
+
+/// The parts of `binary` that are mapped as they are on disk: not writable, and never written to (as what the dynamic linker
+/// has relocated).
+fn clean_mappings(smaps: &str, binary: &str) -> Vec<Range<usize>> {
+    let (mut found, mut candidate) = (Vec::new(), None);
+    let name = format!(" {binary}");
+    for line in smaps.lines() {
+        if let Some((range, rights)) = header(line) {
+            candidate = (line.ends_with(&name) && rights.starts_with("r-")).then_some(range);
+        } else if line.strip_prefix("Anonymous:").is_some_and(|size| size.trim() == "0 kB") {
+            found.extend(candidate.take());
+        }
+    }
+    found
+}
+
+/// Addresses and rights, when `line` starts a mapping.
+fn header(line: &str) -> Option<(Range<usize>, &str)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    Some((address(start)?..address(end)?, rest))
+}
+
+#[cfg(target_env = "gnu")]
+fn trim_heap() {
+    #[allow(unsafe_code, reason = "glibc's own declaration")]
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    #[expect(unsafe_code, reason = "it takes its own locks, and touches only what is free")]
+    // SAFETY: as above; the result only says whether anything was given back.
+    let _ = unsafe { malloc_trim(0) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+const fn trim_heap() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clean_pages_of_the_binary_are_released() {
+        let smaps = "\
+1000-3000 r--p 00000000 fe:00 1    /usr/bin/tidegate
+Anonymous:             0 kB
+3000-9000 r-xp 00002000 fe:00 1    /usr/bin/tidegate
+Rss:                  16 kB
+Anonymous:             0 kB
+9000-a000 r--p 00008000 fe:00 1    /usr/bin/tidegate
+Anonymous:             4 kB
+a000-b000 rw-p 00009000 fe:00 1    /usr/bin/tidegate
+Anonymous:             0 kB
+b000-c000 r--p 00000000 fe:00 2    /usr/lib/libc.so.6
+Anonymous:             0 kB
+c000-d000 rw-p 00000000 00:00 0
+Anonymous:             0 kB
+";
+        assert_eq!(clean_mappings(smaps, "/usr/bin/tidegate"), [0x1000..0x3000, 0x3000..0x9000]);
+    }
+
+    #[test]
+    fn what_is_released_reads_the_same_afterwards() {
+        static TABLE: [u8; 256 << 10] = [7; 256 << 10];
+        let sum = || std::hint::black_box(&TABLE).iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        let (before, binary) = (sum(), fs::read_link("/proc/self/exe").unwrap());
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+        assert!(clean_mappings(&smaps, &binary.to_string_lossy()).len() >= 2, "{smaps}");
+        release();
+        assert_eq!(sum(), before);
+    }
+}

@@ -1,0 +1,190 @@
+//! The composition root: the parts of the agent meet here and nowhere else.
+
+mod apply;
+mod handle;
+mod layout;
+mod memory;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use self::apply::Site;
+use self::layout::Layout;
+use crate::api::{AgentHandle, Api, ApiOptions};
+use crate::clock::Clock;
+use crate::config::{ApiListen, Config};
+use crate::dispatch::{Dispatcher, Outlets};
+use crate::inference::Models;
+use crate::journal::{Journal, JournalConfig};
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::name::GatewayName;
+use crate::runtime::{Runtime, RuntimeConfig, Services};
+use crate::store;
+use crate::telemetry::{self, Exporter, LogRing};
+
+/// How long running invocations may go on once the agent stops.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long publishes may wait for their confirmation once the agent stops. What is not confirmed then is done again.
+const DISCONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The outside world, so that tests can start the very same agent in another one.
+#[derive(Clone, Debug, Default)]
+pub struct Ports {
+    /// Time.
+    pub clock: Clock,
+}
+
+impl Ports {
+    /// This machine.
+    pub fn real() -> Self {
+        Self { clock: Clock::system() }
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    parts: Arc<Parts>,
+    api: Api,
+    exporter: Option<Exporter>,
+}
+
+/// What runs from start to end; what a reload changes is in `site`.
+#[derive(Debug)]
+struct Parts {
+    gateway: GatewayName,
+    started: Instant,
+    clock: Clock,
+    limits: Arc<Limits>,
+    logs: LogRing,
+    metrics: Metrics,
+    journal: Arc<Journal>,
+    models: Arc<Models>,
+    runtime: Runtime,
+    outlets: Outlets,
+    dispatcher: Dispatcher,
+    site: Mutex<Site>,
+    /// What is configured and connected now, for those who only look.
+    layout: Layout,
+}
+
+impl Agent {
+    /// Builds every part, innermost first, and applies the configuration. Never waits for a network.
+    ///
+    /// # Errors
+    /// With what cannot be started, and why.
+    pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Self> {
+        let clock = ports.clock;
+        let limits = Arc::new(Limits::default());
+        let logs = telemetry::init(&config.log, &limits, clock.clone())?;
+        let gateway = config.gateway_name();
+        let state_dir = config.gateway.state_dir.clone();
+        std::fs::create_dir_all(&state_dir).with_context(|| {
+            format!(
+                "cannot create `{}`\n\nhint: `gateway.state_dir` must be writable by the agent's user",
+                state_dir.display()
+            )
+        })?;
+
+        let metrics = Metrics::new();
+        let (tracer, exporter) = Exporter::start(&config.trace, &gateway, &limits, &metrics, clock.clone())?;
+        let journal_config = JournalConfig { streams: config.stream.clone(), limits: Arc::clone(&limits) };
+        let journal = Arc::new(Journal::open(&state_dir.join("journal"), journal_config, clock.clone())?);
+        let models = Arc::new(Models::open(&config.inference, Arc::clone(&limits))?);
+        let functions = store::resolve_all(&config, &limits)?;
+        let services = Services {
+            models: Arc::clone(&models),
+            journal: Arc::clone(&journal),
+            clock: clock.clone(),
+            limits: Arc::clone(&limits),
+        };
+        let runtime_config = RuntimeConfig {
+            cache_dir: Some(state_dir.join("compiled")),
+            instances_max: functions.iter().map(|function| function.spec.concurrency).sum(),
+            threads: None,
+        };
+        let runtime = Runtime::new(runtime_config, services)?;
+        let outlets = Outlets::new(Arc::clone(&journal), gateway.clone())?;
+        let dispatcher = Dispatcher::new(
+            runtime.clone(),
+            outlets.clone(),
+            metrics.clone(),
+            tracer,
+            Arc::clone(&limits),
+            clock.clone(),
+        );
+        let site = Mutex::new(Site::new(&dispatcher, &state_dir, clock.clone()));
+        let parts = Arc::new(Parts {
+            started: clock.instant(),
+            gateway,
+            clock,
+            limits,
+            logs,
+            metrics,
+            journal,
+            models,
+            runtime,
+            outlets,
+            dispatcher,
+            site,
+            layout: Layout::default(),
+        });
+        parts.publish_metrics();
+        parts.apply(config.clone(), functions).await?;
+        let api = parts.serve(&config).await?;
+        tracing::info!(gateway = %parts.gateway, version = env!("CARGO_PKG_VERSION"), "the agent runs");
+        Ok(Self { parts, api, exporter })
+    }
+
+    /// What the API, and a signal handler, may do with it.
+    pub fn handle(&self) -> Arc<dyn AgentHandle> {
+        Arc::clone(&self.parts) as Arc<dyn AgentHandle>
+    }
+
+    /// Runs until `shutdown` resolves, then stops in the order in which data flows: no new events, let what runs finish, keep
+    /// what it produced. Anything unsent is on disk already.
+    ///
+    /// # Errors
+    /// When what was committed cannot be brought to disk.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        shutdown.await;
+        let Self { parts, api, exporter } = self;
+        api.stop().await;
+        let mut site = parts.site.lock().await;
+        site.stop_triggers();
+        parts.dispatcher.drain(DRAIN_PATIENCE).await;
+        site.stop_links(DISCONNECT_PATIENCE).await;
+        if let Some(exporter) = exporter {
+            exporter.stop().await;
+        }
+        // Who still holds the journal is cut off; streams that are synced now and then are synced here.
+        parts.journal.close().await?;
+        tracing::info!("the agent has stopped");
+        Ok(())
+    }
+}
+
+impl Parts {
+    async fn serve(self: &Arc<Self>, config: &Config) -> anyhow::Result<Api> {
+        let read = |file: &std::path::PathBuf| {
+            let token = std::fs::read_to_string(file);
+            token.with_context(|| format!("cannot read `api.token_file` {}", file.display()))
+        };
+        let options = ApiOptions {
+            listen: match config.api.listen {
+                ApiListen::Off => None,
+                ApiListen::At(address) => Some(address),
+            },
+            socket: config.socket(),
+            token: config.api.token_file.as_ref().map(read).transpose()?.map(|token| token.trim_end().to_owned()),
+            gateway: self.gateway.clone(),
+        };
+        let handle = Arc::clone(self) as Arc<dyn AgentHandle>;
+        Ok(Api::start(options, handle, Arc::clone(&self.limits), self.clock.clone()).await?)
+    }
+}

@@ -1,0 +1,41 @@
+//! What the API needs of the agent, so that it can be tried without one.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::status::{Health, Reloaded, Status};
+use crate::dispatch::Answer;
+use crate::event::Event;
+use crate::metrics::Metrics;
+use crate::name::FunctionName;
+use crate::telemetry::LogRing;
+use crate::trigger::event::EventTriggers;
+use crate::trigger::{Refused, Submit};
+
+/// The agent, as the API sees it.
+pub trait AgentHandle: Submit + 'static {
+    /// Whether it does its work, and why not.
+    fn health(&self) -> Health;
+
+    /// What runs, and what it did.
+    fn status(&self) -> Status;
+
+    /// What Prometheus reads.
+    fn metrics(&self) -> &Metrics;
+
+    /// What was logged of late.
+    fn logs(&self) -> &LogRing;
+
+    /// The version of a function that serves now; `None` when there is no such function.
+    fn version(&self, function: &FunctionName) -> Option<Arc<str>>;
+
+    /// Which functions want which posted events.
+    fn event_triggers(&self) -> Arc<EventTriggers>;
+
+    /// Runs `function` once on `event`: no retry, no dead letter.
+    fn invoke<'a>(&'a self, function: &'a FunctionName, event: Arc<Event>) -> BoxFuture<'a, Result<Answer, Refused>>;
+
+    /// Reads the config again and applies the difference. The error is for the caller: what, which, why not, hint.
+    fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>>;
+}

@@ -1,0 +1,138 @@
+//! Accepts connections, within bounds, and sees them to their end.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::ApiStartError;
+use crate::limits::Limits;
+
+/// Owner and group.
+const SOCKET_MODE: u32 = 0o660;
+/// After a failed accept, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Makes the Unix socket. It appears under its name only when nobody else can open it, in place of one that an agent left
+/// behind.
+pub(super) async fn bind_unix(path: &Path) -> Result<UnixListener, ApiStartError> {
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(ApiStartError::Running(path.to_owned()));
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = Path::new(&name);
+    let bind = || -> io::Result<UnixListener> {
+        let _ = std::fs::remove_file(new);
+        let listener = UnixListener::bind(new)?;
+        std::fs::set_permissions(new, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+        std::fs::rename(new, path)?;
+        Ok(listener)
+    };
+    bind().map_err(|source| ApiStartError::Socket { path: path.to_owned(), source })
+}
+
+/// Where connections come from.
+pub(super) trait Accept: Send + Sync + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = Self::accept(self).await?;
+        // An answer is one small write: waiting for more to send with it would only delay it.
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Self::accept(self).await.map(|(stream, _)| stream)
+    }
+}
+
+pub(super) struct Server {
+    connections_max: usize,
+    request_max: Duration,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    pub(super) fn new(limits: &Limits, stop: CancellationToken, tasks: TaskTracker) -> Self {
+        Self { connections_max: limits.api_connections_max, request_max: limits.api_request_max.0, stop, tasks }
+    }
+
+    /// Accepts from `listener` until the API stops.
+    pub(super) fn serve(&self, listener: impl Accept, router: Router) {
+        let room = Arc::new(Semaphore::new(self.connections_max));
+        let (stop, tasks, request_max) = (self.stop.clone(), self.tasks.clone(), self.request_max);
+        self.tasks.spawn(async move {
+            loop {
+                let next = async {
+                    let permit = Arc::clone(&room).acquire_owned().await.map_err(io::Error::other)?;
+                    listener.accept().await.map(|stream| (stream, permit))
+                };
+                let accepted = tokio::select! {
+                    accepted = next => accepted,
+                    () = stop.cancelled() => return,
+                };
+                match accepted {
+                    Ok((stream, permit)) => {
+                        tasks.spawn(connection(stream, permit, router.clone(), request_max, stop.clone()));
+                    }
+                    Err(error) => {
+                        warn!(%error, "the API could not accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn connection<S>(
+    stream: S,
+    permit: OwnedSemaphorePermit,
+    router: Router,
+    request_max: Duration,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut http = http1::Builder::new();
+    // Also ends connections that are kept open and not used.
+    http.timer(TokioTimer::new()).header_read_timeout(request_max);
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "an API connection broke");
+    }
+    drop(permit);
+}

@@ -1,0 +1,393 @@
+//! Connections to MQTT brokers, 5 and 3.1.1.
+//!
+//! # Promises
+//! - A message of QoS 1 or 2 is acknowledged, in order, when its receipt has settled, on the connection that it came over.
+//! - A publish of QoS 1 or 2 is kept until the broker has confirmed it, and sent again after each reconnect.
+//! - The session is persistent: what is published while the agent is away waits at the broker.
+//! - A connection that is lost is made again, for ever, ever more slowly.
+//!
+//! rumqttc's packets are used, not its event loop: that one drops pending publishes when the broker has lost the session,
+//! cannot tell when a publish was confirmed or why it was refused, ends in a loop when a QoS 2 handshake is cut in the
+//! middle, and flushes for each packet. `tests/mqtt_*.rs` holds each of these against real brokers.
+
+mod connection;
+pub mod embedded;
+mod files;
+mod inbox;
+mod packet;
+mod retained;
+mod session;
+mod shares;
+mod signal;
+mod subscriptions;
+mod transport;
+mod window;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::inbox::Inbox;
+use self::packet::{Hello, Version};
+use self::session::Session;
+use self::signal::Signal;
+use self::subscriptions::Subscriptions;
+use self::transport::Transport;
+use crate::clock::Clock;
+use crate::config::MqttConfig;
+use crate::invocation::Publish;
+use crate::limits::Limits;
+use crate::name::{BrokerName, GatewayName};
+use crate::receipt::Receipt;
+use crate::topic::TopicFilter;
+
+/// Why a broker's configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// `url`.
+    #[error("broker `{broker}` has url `{url}`: {why}")]
+    Url {
+        /// Which.
+        broker: BrokerName,
+        /// As it was written.
+        url: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A TLS file for a connection without TLS.
+    #[error("broker `{broker}` has `{key}`, but its url is not `mqtts://`, so nothing would be encrypted")]
+    NotSecure {
+        /// Which.
+        broker: BrokerName,
+        /// The key in gateway.toml.
+        key: &'static str,
+    },
+    /// A version that does not exist.
+    #[error("broker `{broker}` has version {version}: it must be 5, or 3 for 3.1.1")]
+    Version {
+        /// Which.
+        broker: BrokerName,
+        /// As it was written.
+        version: u8,
+    },
+    /// A file that cannot be read.
+    #[error("broker `{broker}`: {file}")]
+    File {
+        /// Which.
+        broker: BrokerName,
+        /// The file, and what is wrong with it.
+        file: FileError,
+    },
+    /// Certificates or keys that do not fit.
+    #[error("broker `{broker}`: {why}")]
+    Tls {
+        /// Which.
+        broker: BrokerName,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// A password, certificate or key file that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot read `{key}` from {path}: {why}", path = path.display())]
+pub struct FileError {
+    /// The key in gateway.toml.
+    pub key: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// A message that a broker sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Incoming {
+    /// Its topic.
+    pub topic: Arc<str>,
+    /// Its payload, as it came.
+    pub payload: Bytes,
+    /// 0, 1 or 2: the lower of what it was published with and what was subscribed with.
+    pub qos: u8,
+    /// Whether the broker had kept it from before the subscription.
+    pub retain: bool,
+    /// Whether it may have been handed out before.
+    pub duplicate: bool,
+    /// MQTT 5 content type.
+    pub content_type: Option<Arc<str>>,
+    /// MQTT 5 user properties.
+    pub properties: Vec<(String, String)>,
+}
+
+/// What to hear from a broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Topics.
+    pub filter: TopicFilter,
+    /// 0, 1 or 2.
+    pub qos: u8,
+}
+
+/// Who hears it.
+pub trait OnMessage: Send + Sync {
+    /// Called on the connection's task, in the order of arrival: must be quick and never wait. `receipt` is there for QoS 1
+    /// and 2; when it fails the same message comes again after a while, and nothing after it is acknowledged until then.
+    fn on_message(&self, message: Incoming, receipt: Option<Receipt>);
+}
+
+/// How a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Link {
+    /// Not connected.
+    Down,
+    /// Connected.
+    Up,
+    /// Connected, and the broker has answered to all subscriptions.
+    Ready,
+}
+
+/// How a broker does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerStatus {
+    /// How the connection stands.
+    pub link: Link,
+    /// Unix time in milliseconds since when it stands so.
+    pub since_ms: u64,
+    /// Why it was last lost or refused.
+    pub last_error: Option<String>,
+    /// Filters that the broker refused, with the reason.
+    pub refused: Vec<(String, String)>,
+    /// Messages that came and are not acknowledged yet.
+    pub in_flight: usize,
+    /// Publishes that wait to be sent or confirmed.
+    pub unconfirmed: usize,
+    /// Connections after the first.
+    pub reconnects: u64,
+    /// Messages that came, repeats included.
+    pub received: u64,
+    /// Publishes that are done: sent with QoS 0, confirmed with QoS 1 and 2.
+    pub published: u64,
+    /// QoS 0 publishes that were dropped because the broker was away, and messages over the size limit.
+    pub dropped: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    reconnects: AtomicU64,
+    received: AtomicU64,
+    published: AtomicU64,
+    dropped: AtomicU64,
+}
+
+struct Standing {
+    since_ms: u64,
+    last_error: Option<String>,
+    refused: Vec<(String, String)>,
+}
+
+/// What is wanted from the connection's task.
+#[derive(Default)]
+struct Orders {
+    publishes: VecDeque<(Publish, Receipt)>,
+    subscribe: Option<(Vec<Subscription>, Arc<dyn OnMessage>)>,
+    pause: bool,
+}
+
+struct Shared {
+    name: BrokerName,
+    signal: Arc<Signal>,
+    orders: Mutex<Orders>,
+    /// Room for publishes that are not done.
+    room: Semaphore,
+    room_max: usize,
+    inbox: Inbox,
+    link: watch::Sender<Link>,
+    standing: Mutex<Standing>,
+    counters: Counters,
+    /// The task is over.
+    ended: CancellationToken,
+    clock: Clock,
+}
+
+impl Shared {
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_link(&self, link: Link) {
+        if self.link.send_if_modified(|now| std::mem::replace(now, link) != link) {
+            self.standing().since_ms = self.clock.now_ms();
+        }
+    }
+}
+
+/// One broker of gateway.toml. Clones share one connection, which ends with the last of them.
+#[derive(Clone)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    // Behind an `Arc` because a token's own clones take a lock, and a broker is cloned for each publish.
+    task: Arc<Task>,
+}
+
+/// The connection's task, which ends with this value.
+struct Task(CancellationToken);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Broker {
+    /// Starts to connect, and goes on for ever. Never waits for the network; must be called within a tokio runtime.
+    /// `state_dir` is where it remembers what the session at the broker holds.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used: the URL, or a file that cannot be read.
+    pub fn connect(
+        name: BrokerName,
+        config: &MqttConfig,
+        gateway: &GatewayName,
+        state_dir: &Path,
+        limits: &Limits,
+        clock: Clock,
+    ) -> Result<Self, BrokerError> {
+        let version = match config.version {
+            5 => Version::V5,
+            3 => Version::V3,
+            version => return Err(BrokerError::Version { broker: name, version }),
+        };
+        let transport = Transport::new(&name, config)?;
+        let password = config.password_file.as_deref().map(files::password).transpose();
+        let password = password.map_err(|file| BrokerError::File { broker: name.clone(), file })?;
+        let client_id = config.client_id.clone().unwrap_or_else(|| format!("tidegate-{gateway}-{name}"));
+        let file = state_dir.join("mqtt").join(format!("{name}.json"));
+        let subscriptions = Subscriptions::open(file, &config.url, &client_id);
+        let seconds = |span: Duration| u32::try_from(span.as_secs()).unwrap_or(u32::MAX);
+        let hello = Hello {
+            client_id,
+            login: config.username.clone().map(|user| (user, password.unwrap_or_default())),
+            keep_alive_secs: u16::try_from(seconds(config.keep_alive.0)).unwrap_or(u16::MAX),
+            session_expiry_secs: seconds(config.session_expiry.0),
+            receive_maximum: limits.mqtt_in_flight_max,
+        };
+
+        let signal = Arc::new(Signal::default());
+        let room_max = usize::from(limits.mqtt_unconfirmed_max);
+        let shared = Arc::new(Shared {
+            name,
+            orders: Mutex::default(),
+            room: Semaphore::new(room_max),
+            room_max,
+            inbox: Inbox::new(Arc::clone(&signal)),
+            signal,
+            link: watch::Sender::new(Link::Down),
+            standing: Mutex::new(Standing { since_ms: clock.now_ms(), last_error: None, refused: Vec::new() }),
+            counters: Counters::default(),
+            ended: CancellationToken::new(),
+            clock,
+        });
+        let cancel = CancellationToken::new();
+        let session = Session::new(Arc::clone(&shared), transport, version, hello, subscriptions, limits);
+        tokio::spawn(session.run(cancel.clone()));
+        Ok(Self { shared, task: Arc::new(Task(cancel)) })
+    }
+
+    /// Its name in gateway.toml.
+    pub fn name(&self) -> &BrokerName {
+        &self.shared.name
+    }
+
+    /// Publishes. Waits only while too many are not done. The receipt is kept when the message was handed to the socket (QoS
+    /// 0) or confirmed by the broker (QoS 1, 2), and failed when the broker refuses it. While the broker is away and there is
+    /// no room, QoS 0 is dropped and counted.
+    pub async fn publish(&self, publish: Publish, receipt: Receipt) {
+        let shared = &self.shared;
+        match shared.room.try_acquire() {
+            Ok(room) => room.forget(),
+            Err(_) if publish.qos == 0 && *shared.link.borrow() == Link::Down => {
+                shared.counters.dropped.fetch_add(1, Ordering::Relaxed);
+                return receipt.keep();
+            }
+            Err(_) => match shared.room.acquire().await {
+                Ok(room) => room.forget(),
+                Err(_) => return receipt.fail(format!("broker `{}` was disconnected", shared.name)),
+            },
+        }
+        shared.orders().publishes.push_back((publish, receipt));
+        shared.signal.raise();
+    }
+
+    /// Replaces what is heard, and by whom. Call it also with nothing: until the first call the broker's session is left as an
+    /// earlier run has left it, and what comes waits.
+    pub fn subscribe(&self, subscriptions: Vec<Subscription>, to: Arc<dyn OnMessage>) {
+        let mut orders = self.shared.orders();
+        orders.subscribe = Some((subscriptions, to));
+        // Whoever waits for `Ready` waits for these.
+        if *self.shared.link.borrow() == Link::Ready {
+            self.shared.set_link(Link::Up);
+        }
+        drop(orders);
+        self.shared.signal.raise();
+    }
+
+    /// Hands out nothing more; what comes is left for the session's next connection.
+    pub fn pause(&self) {
+        self.shared.orders().pause = true;
+        self.shared.signal.raise();
+    }
+
+    /// How the connection stands, to wait for.
+    pub fn link(&self) -> watch::Receiver<Link> {
+        self.shared.link.subscribe()
+    }
+
+    /// How it does.
+    pub fn status(&self) -> BrokerStatus {
+        let shared = &self.shared;
+        let standing = shared.standing();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        BrokerStatus {
+            link: *shared.link.borrow(),
+            since_ms: standing.since_ms,
+            last_error: standing.last_error.clone(),
+            refused: standing.refused.clone(),
+            in_flight: shared.inbox.len(),
+            unconfirmed: shared.room_max - shared.room.available_permits(),
+            reconnects: count(&shared.counters.reconnects),
+            received: count(&shared.counters.received),
+            published: count(&shared.counters.published),
+            dropped: count(&shared.counters.dropped),
+        }
+    }
+
+    /// Hands out nothing more, waits until all publishes are confirmed, at most `timeout`, and says good-bye. The session, with
+    /// what was not acknowledged, stays at the broker.
+    pub async fn disconnect(&self, timeout: Duration) {
+        self.pause();
+        let _ = tokio::time::timeout(timeout, self.shared.room.acquire_many(self.permits())).await;
+        self.task.0.cancel();
+        self.shared.ended.cancelled().await;
+    }
+
+    fn permits(&self) -> u32 {
+        u32::try_from(self.shared.room_max).unwrap_or(u32::MAX)
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}

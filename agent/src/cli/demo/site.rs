@@ -1,0 +1,196 @@
+//! The machines of the demo, all on this one: a gateway with its agent as a process of its own, a local broker, a cloud.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::process::{Child, Command};
+
+use super::link::Link;
+use crate::api::client::Client;
+use crate::api::status::Status;
+use crate::broker::embedded::EmbeddedBroker;
+use crate::config::EmbeddedBrokerConfig;
+use crate::limits::Limits;
+
+/// The files of the example `motion`: its bundle, and the model with its tests.
+macro_rules! example {
+    ($($file:literal),*) => {
+        &[$(($file, include_bytes!(concat!("../../../../functions/examples/motion/", $file)))),*]
+    };
+}
+
+const EXAMPLE: &[(&str, &[u8])] = example![
+    "function.toml",
+    "motion.wasm",
+    "events/sample.json",
+    "events/sample.result.json",
+    "events/five-axes.json",
+    "models/motion.onnx",
+    "models/motion.tests.json"
+];
+
+/// Longest the agent may take to answer after a start: the first one compiles the function.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Everything that the demo starts.
+#[derive(Debug)]
+pub(super) struct Site {
+    folder: tempfile::TempDir,
+    pub(super) local: EmbeddedBroker,
+    pub(super) cloud: EmbeddedBroker,
+    pub(super) link: Link,
+    agent: Option<Child>,
+}
+
+fn on_a_free_port() -> EmbeddedBrokerConfig {
+    EmbeddedBrokerConfig { listen: ([127, 0, 0, 1], 0).into(), users: Default::default(), cert: None, key: None }
+}
+
+impl Site {
+    /// Starts the brokers and the link, and writes what the gateway needs. The agent is not running yet.
+    pub(super) async fn build() -> anyhow::Result<Self> {
+        let limits = Limits::default();
+        let folder = tempfile::Builder::new().prefix("tidegate-demo-").tempdir()?;
+        let local =
+            EmbeddedBroker::start(&on_a_free_port(), &limits).await.context("could not start the local broker")?;
+        let cloud =
+            EmbeddedBroker::start(&on_a_free_port(), &limits).await.context("could not start the cloud's broker")?;
+        let link = Link::to(cloud.address()).await?;
+        let site = Self { folder, local, cloud, link, agent: None };
+        for (file, content) in EXAMPLE {
+            site.write(&format!("motion/{file}"), content)?;
+        }
+        site.write("gateway.toml", site.config().as_bytes())?;
+        Ok(site)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let path = self.folder.path().join(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(&path, content).with_context(|| format!("could not write {}", path.display()))
+    }
+
+    fn config(&self) -> String {
+        format!(
+            r#"# What the demo's gateway runs.
+[gateway]
+name = "demo"
+state_dir = "state"
+
+[mqtt.local]
+url = "mqtt://{local}"
+
+[mqtt.cloud]
+url = "mqtt://{link}"
+
+[api]
+listen = "off"
+
+[stream.activities]
+max_bytes = "8 MiB"
+uplink = {{ mqtt = "cloud", topic = "site/{{gateway}}/{{stream}}" }}
+batch = {{ max_records = 10, max_wait = "500ms" }}
+
+[[model]]
+name = "motion"
+file = "motion/models/motion.onnx"
+tests = "motion/models/motion.tests.json"
+
+[[function]]
+name = "motion"
+bundle = "motion"
+capabilities = ["model:motion", "stream:activities", "keyvalue"]
+"#,
+            local = self.local.address(),
+            link = self.link.address(),
+        )
+    }
+
+    /// The model's file.
+    pub(super) fn model(&self) -> PathBuf {
+        self.folder.path().join("motion/models/motion.onnx")
+    }
+
+    /// Where all of it is.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("agent.log")
+    }
+
+    /// Starts the agent as a process of its own and waits until it hears what sensors publish.
+    pub(super) async fn start_agent(&mut self) -> anyhow::Result<()> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log())?;
+        let agent = Command::new(std::env::current_exe()?)
+            .args(["run", "--config"])
+            .arg(self.folder.path().join("gateway.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .context("could not start the agent")?;
+        self.agent = Some(agent);
+        let ready = tokio::time::timeout(START_PATIENCE, async {
+            loop {
+                if self.ended() {
+                    anyhow::bail!("the agent ended at its start; it said:\n{}", self.said());
+                }
+                let status = self.status().await;
+                if status.is_some_and(|s| s.brokers.iter().any(|b| b.name.as_str() == "local" && b.ready)) {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        ready.await.with_context(|| format!("the agent was not ready in time; it said:\n{}", self.said()))?
+    }
+
+    /// What the agent says of itself, when it answers.
+    pub(super) async fn status(&self) -> Option<Status> {
+        let mut client = Client::connect(&self.folder.path().join("state/tidegate.sock")).await.ok()?;
+        client.get("/v1/status").await.ok()?.json().ok()
+    }
+
+    fn ended(&mut self) -> bool {
+        self.agent.as_mut().is_none_or(|agent| !matches!(agent.try_wait(), Ok(None)))
+    }
+
+    /// The end of the agent's log.
+    pub(super) fn said(&self) -> String {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    /// SIGKILL: nothing of the agent gets to run any more.
+    pub(super) async fn kill_agent(&mut self) -> anyhow::Result<()> {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill().await.context("could not kill the agent")?;
+        }
+        Ok(())
+    }
+
+    /// Ends the brokers.
+    pub(super) async fn stop(self) {
+        self.local.stop().await;
+        self.cloud.stop().await;
+    }
+
+    /// SIGTERM, and its exit status.
+    pub(super) async fn stop_agent(&mut self) -> anyhow::Result<()> {
+        let Some(mut agent) = self.agent.take() else { return Ok(()) };
+        if let Some(pid) = agent.id().and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        }
+        let status = tokio::time::timeout(Duration::from_secs(20), agent.wait()).await.context("it did not stop")??;
+        anyhow::ensure!(status.success(), "the agent ended with {status}; it said:\n{}", self.said());
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! The command line: one file per command, which parses its arguments, calls the part that does the work, and shows what
+//! came of it.
+
+mod build;
+mod check;
+mod connect;
+pub mod demo;
+mod failure;
+mod invoke;
+mod logs;
+mod new;
+mod output;
+mod reload;
+mod run;
+mod status;
+mod throwaway;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+pub use self::failure::{Failure, Status, print_error};
+use crate::config::Config;
+use crate::store::BundleError;
+
+/// Runs functions at the edge: on MQTT messages and timers, with models on the device, keeping results until the uplink is back.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, max_term_width = 100)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where gateway.toml is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ConfigArgs {
+    /// The gateway's configuration; `gateway.toml` in this folder unless said, else `/etc/tidegate/gateway.toml`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// The file that is meant.
+    fn file(&self) -> PathBuf {
+        let installed = Path::new("/etc/tidegate/gateway.toml");
+        match &self.config {
+            Some(file) => file.clone(),
+            None if !Path::new("gateway.toml").exists() && installed.exists() => installed.to_owned(),
+            None => PathBuf::from("gateway.toml"),
+        }
+    }
+
+    fn load(&self) -> Result<Config, crate::config::ConfigErrors> {
+        Config::load(&self.file())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+    Check(check::CheckArgs),
+    Reload(reload::ReloadArgs),
+    New(new::NewArgs),
+    Build(build::BuildArgs),
+    Invoke(Box<invoke::InvokeArgs>),
+    Status(status::StatusArgs),
+    Logs(logs::LogsArgs),
+    Demo(demo::DemoArgs),
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// When the work fails; [`print_error`] shows it and knows the exit status.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Run(args) => run::run(&args).await,
+        Command::Check(args) => check::run(&args).await,
+        Command::Reload(args) => reload::run(&args).await,
+        Command::New(args) => new::run(&args),
+        Command::Build(args) => build::run(&args).await,
+        Command::Invoke(args) => invoke::run(&args).await,
+        Command::Status(args) => status::run(&args).await,
+        Command::Logs(args) => logs::run(&args).await,
+        Command::Demo(args) => demo::run(&args).await,
+    }
+}
+
+/// A bundle on the command line that cannot be used.
+fn wrong_bundle(error: BundleError) -> anyhow::Error {
+    match error {
+        BundleError::Manifest(errors) => errors.into(),
+        error => {
+            let hint = error.hint();
+            let mut causes =
+                anyhow::Error::from(error).chain().map(ToString::to_string).collect::<Vec<_>>().into_iter();
+            let failure = Failure::wrong(causes.next().unwrap_or_default(), hint);
+            match causes.reduce(|all, cause| format!("{all}: {cause}")) {
+                Some(cause) => failure.caused_by(anyhow::Error::msg(cause)).into(),
+                None => failure.into(),
+            }
+        }
+    }
+}

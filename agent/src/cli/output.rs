@@ -1,0 +1,98 @@
+//! What a command says: results on stdout, everything else on stderr.
+
+use std::io::{self, IsTerminal, Write};
+
+/// The result of a command, on stdout.
+#[derive(Debug, Default)]
+pub(super) struct Output;
+
+impl Output {
+    /// One line of the result.
+    ///
+    /// # Errors
+    /// When stdout is closed or full; a reader that has seen enough is no error.
+    pub(super) fn line(text: &str) -> io::Result<()> {
+        Self::bytes(format!("{text}\n").as_bytes())
+    }
+
+    /// The result as it is, with a line break behind it on a terminal.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub(super) fn bytes(bytes: &[u8]) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        let mut written = stdout.write_all(bytes);
+        if stdout.is_terminal() && !bytes.ends_with(b"\n") {
+            written = written.and_then(|()| stdout.write_all(b"\n"));
+        }
+        match written.and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+
+    /// A value as JSON.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub(super) fn json(value: &impl serde::Serialize) -> io::Result<()> {
+        Self::line(&serde_json::to_string_pretty(value)?)
+    }
+}
+
+/// Errors, warnings, logs and progress, on stderr.
+#[derive(Debug, Default)]
+pub(super) struct Errors;
+
+impl Errors {
+    /// One line. When stderr is closed there is nobody to tell.
+    pub(super) fn line(text: &str) {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+
+    /// What a long command is doing; only on a terminal.
+    pub(super) fn progress(text: &str) {
+        if io::stderr().is_terminal() {
+            Self::line(text);
+        }
+    }
+}
+
+/// Rows in columns that are as wide as they need to be.
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([head[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let rows = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
+    [line(head.to_vec())].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+}
+
+/// Rounded, unlike [`crate::units::ByteSize`], which can be pasted back.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{} KiB", bytes >> 10),
+        1_048_576..1_073_741_824 => format!("{} MiB", bytes >> 20),
+        _ => format!("{} GiB", bytes >> 30),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_are_rounded_for_people() {
+        assert_eq!([super::size(12), super::size(5 << 20)], ["12 B", "5 MiB"]);
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["fahrenheit".to_owned(), "1".to_owned()], vec!["a".to_owned(), "22".to_owned()]];
+        assert_eq!(super::table(&["FUNCTION", "RUNS"], &rows), "FUNCTION    RUNS\nfahrenheit  1\na           22");
+    }
+}

@@ -1,0 +1,78 @@
+//! `tidegate run`: the agent in the foreground, as systemd likes it.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::ConfigArgs;
+use super::output::Errors;
+use crate::agent::{Agent, Ports};
+use crate::api::AgentHandle;
+
+/// Runs the agent in the foreground until SIGTERM or SIGINT, then lets it finish what it has begun; a second one ends it at once
+#[derive(Debug, clap::Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) async fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let config = args.config.load()?;
+    let agent = Agent::start(config, Ports::real()).await?;
+    let _attendants = [tokio::spawn(reload_on_hangup(agent.handle())), tokio::spawn(keep_watchdog_quiet())];
+    tell_systemd(&[NotifyState::Ready]);
+    agent.run_until(shutdown(signals()?)).await
+}
+
+/// SIGTERM and SIGINT, from now on.
+fn signals() -> anyhow::Result<[Signal; 2]> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    Ok([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?])
+}
+
+/// Resolves at the first signal. The second one ends the process, whatever it is still doing.
+async fn shutdown([mut terminate, mut interrupt]: [Signal; 2]) {
+    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    tell_systemd(&[NotifyState::Stopping]);
+    tracing::info!("stopping: no new events, what runs may finish; a second signal ends it at once");
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        Errors::line("error: ended by a second signal before all was finished");
+        quit();
+    });
+}
+
+#[expect(clippy::disallowed_methods, reason = "who asks twice does not want to wait for what `main` would wait for")]
+fn quit() -> ! {
+    std::process::exit(1)
+}
+
+/// `systemctl reload` and people send SIGHUP.
+async fn reload_on_hangup(agent: Arc<dyn AgentHandle>) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    while hangup.recv().await.is_some() {
+        match agent.reload().await {
+            Ok(reloaded) => tracing::info!(changes = reloaded.changes.len(), "reloaded"),
+            Err(why) => tracing::error!("the reload was refused, all runs on as it did: {why}"),
+        }
+    }
+}
+
+/// A runtime that is stuck cannot do this, so that the service manager restarts it.
+async fn keep_watchdog_quiet() {
+    let Some(patience) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(patience / 2);
+    loop {
+        ticks.tick().await;
+        tell_systemd(&[NotifyState::Watchdog]);
+    }
+}
+
+/// Tells the service manager, when there is one; without it there is nobody to miss the news.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}

@@ -1,0 +1,134 @@
+//! `tidegate status`: what runs, and what it did.
+
+use std::time::Duration;
+
+use super::connect::AgentArgs;
+use super::output::{Output, size, table};
+use crate::api::status::{Latency, Status};
+
+/// Shows what runs on the agent, and what it did
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    agent: AgentArgs,
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
+    let status: Status = args.agent.connect().await?.get("/v1/status").await?.json()?;
+    if args.json {
+        return Ok(Output::json(&status)?);
+    }
+    Ok(Output::line(&describe(&status))?)
+}
+
+fn describe(status: &Status) -> String {
+    let up = Duration::from_secs(status.uptime_ms / 1000);
+    let mut parts = vec![format!("{} runs tidegate {} since {}", status.gateway, status.version, duration(up))];
+    let functions = status.functions.iter().map(|f| {
+        let failed: u64 = f.numbers.invocations.iter().filter(|(label, _)| *label != "succeeded").map(|(_, n)| n).sum();
+        let succeeded = f.numbers.invocations.get("succeeded").copied().unwrap_or(0);
+        vec![
+            f.name.to_string(),
+            f.version.clone(),
+            f.numbers.received.to_string(),
+            succeeded.to_string(),
+            failed.to_string(),
+            f.numbers.dropped.to_string(),
+            f.numbers.dead_letters.to_string(),
+            f.queued.to_string(),
+            format!("{}+{}", f.busy, f.idle),
+            latency(&f.numbers.handler),
+            f.triggers.join(", "),
+        ]
+    });
+    let head = [
+        "FUNCTION",
+        "VERSION",
+        "EVENTS",
+        "OK",
+        "FAILED",
+        "DROPPED",
+        "DEAD",
+        "QUEUED",
+        "BUSY+IDLE",
+        "P50/P99",
+        "TRIGGERS",
+    ];
+    parts.extend(section(&head, functions.collect()));
+    let brokers = status.brokers.iter().map(|b| {
+        let state = match (b.connected, &b.last_error) {
+            (true, _) => "connected".to_owned(),
+            (false, Some(error)) => format!("away: {error}"),
+            (false, None) => "connecting".to_owned(),
+        };
+        let numbers = [b.received, b.published, b.unconfirmed, b.reconnects];
+        let head = [b.name.to_string(), b.url.clone()];
+        head.into_iter().chain(numbers.map(|n| n.to_string())).chain([state]).collect()
+    });
+    parts.extend(section(
+        &["BROKER", "URL", "RECEIVED", "PUBLISHED", "UNCONFIRMED", "RECONNECTS", "STATE"],
+        brokers.collect(),
+    ));
+    let streams = status.streams.iter().map(|s| {
+        vec![
+            s.name.to_string(),
+            s.records.to_string(),
+            format!("{} of {}", size(s.bytes), size(s.bytes_max)),
+            s.newest_sequence.to_string(),
+            s.acked_sequence.to_string(),
+            (s.dropped_by_age + s.dropped_by_bytes).to_string(),
+            s.uplink.clone().unwrap_or_else(|| "-".to_owned()),
+        ]
+    });
+    parts.extend(section(&["STREAM", "RECORDS", "BYTES", "NEWEST", "ACKED", "DROPPED", "UPLINK"], streams.collect()));
+    let models = status.models.iter().map(|m| {
+        let digest = m.digest.get(..12).unwrap_or(&m.digest).to_owned();
+        vec![m.name.to_string(), digest, m.engine.clone(), m.run.count.to_string(), latency(&m.run)]
+    });
+    parts.extend(section(&["MODEL", "DIGEST", "ENGINE", "RUNS", "P50/P99"], models.collect()));
+    parts.join("\n\n")
+}
+
+fn section(head: &[&str], rows: Vec<Vec<String>>) -> Option<String> {
+    (!rows.is_empty()).then(|| table(head, &rows))
+}
+
+fn latency(latency: &Latency) -> String {
+    match (latency.p50_us, latency.p99_us) {
+        (Some(p50), Some(p99)) => format!("{}/{}", micros(p50), micros(p99)),
+        _ => "-".to_owned(),
+    }
+}
+
+fn micros(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us}µs"),
+        1_000..1_000_000 => format!("{}.{}ms", us / 1_000, us % 1_000 / 100),
+        _ => format!("{}.{}s", us / 1_000_000, us % 1_000_000 / 100_000),
+    }
+}
+
+/// The two largest units, which is all that a person reads.
+fn duration(time: Duration) -> String {
+    let secs = time.as_secs();
+    match secs {
+        0..60 => format!("{secs}s"),
+        60..3_600 => format!("{}m {}s", secs / 60, secs % 60),
+        3_600..86_400 => format!("{}h {}m", secs / 3_600, secs % 3_600 / 60),
+        _ => format!("{}d {}h", secs / 86_400, secs % 86_400 / 3_600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded_for_people() {
+        assert_eq!([micros(999), micros(1_250), micros(2_500_000)], ["999µs", "1.2ms", "2.5s"]);
+        assert_eq!([duration(Duration::from_secs(59)), duration(Duration::from_secs(90_000))], ["59s", "1d 1h"]);
+    }
+}

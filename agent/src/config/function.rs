@@ -1,0 +1,293 @@
+//! `[[function]]` of gateway.toml, and `function.toml`, which holds the defaults of the same keys.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::document::Place;
+use super::read::{keys, kinds, words};
+use crate::capability::Capability;
+use crate::name::{BrokerName, FunctionName, StreamName};
+use crate::topic::TopicFilter;
+use crate::units::{ByteSize, Span};
+
+/// `[[function]]`: what is said here wins over the bundle's own function.toml.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FunctionConfig {
+    /// Its name on this gateway.
+    pub name: FunctionName,
+    /// A folder or a bundle file.
+    pub bundle: PathBuf,
+    /// What is granted. The bundle's own list only asks.
+    pub capabilities: Vec<Capability>,
+    /// Files whose content the function sees as environment; read at start and reload, never shown.
+    pub secrets: BTreeMap<String, PathBuf>,
+    /// The settings that both files know.
+    pub settings: FunctionSettings,
+    /// Where it is written.
+    pub place: Place,
+}
+
+keys! { FunctionConfig:
+    name = required("\"fahrenheit\""),
+    bundle = required("\"functions/fahrenheit\""),
+    capabilities = section(Vec::new()),
+    secrets = section(BTreeMap::new());
+    flatten settings: FunctionSettings;
+    with place = |table| table.place()
+}
+
+/// The keys that `[[function]]` and function.toml share; `None` leaves it to the other, then to the default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FunctionSettings {
+    /// Longest a handler may run; making an instance does not count.
+    pub timeout: Option<Span>,
+    /// Linear memory of one instance.
+    pub memory: Option<ByteSize>,
+    /// Instances at the same time.
+    pub concurrency: Option<u32>,
+    /// Whether an instance serves one event only.
+    pub isolation: Option<Isolation>,
+    /// What `wasi:config` and the environment hold.
+    pub environment: BTreeMap<String, String>,
+    /// Further attempts after `retry`, a timeout or a trap.
+    pub retry: Option<RetryConfig>,
+    /// Where the returned value goes.
+    pub on_success: Option<Vec<DestinationConfig>>,
+    /// Where an event that was given up on goes, beside the dead letters.
+    pub on_failure: Option<Vec<DestinationConfig>>,
+    /// What it runs on.
+    pub trigger: Option<Vec<TriggerConfig>>,
+}
+
+impl FunctionSettings {
+    /// These, less what `other` decides anyway.
+    pub(crate) fn without(&self, other: &Self) -> Self {
+        fn keep<T: Clone, U>(mine: &Option<T>, other: &Option<U>) -> Option<T> {
+            if other.is_some() { None } else { mine.clone() }
+        }
+        Self {
+            timeout: keep(&self.timeout, &other.timeout),
+            memory: keep(&self.memory, &other.memory),
+            concurrency: keep(&self.concurrency, &other.concurrency),
+            isolation: keep(&self.isolation, &other.isolation),
+            environment: self.environment.clone(),
+            retry: keep(&self.retry, &other.retry),
+            on_success: keep(&self.on_success, &other.on_success),
+            on_failure: keep(&self.on_failure, &other.on_failure),
+            trigger: keep(&self.trigger, &other.trigger),
+        }
+    }
+}
+
+keys! { FunctionSettings:
+    timeout = setting(),
+    memory = setting(),
+    concurrency = setting(),
+    isolation = setting(),
+    environment = section(BTreeMap::new()),
+    retry = setting(),
+    on_success = setting(),
+    on_failure = setting(),
+    trigger = setting();
+    later idempotency, order, layers, event_shape
+}
+
+/// `isolation`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// An instance is kept warm and serves one event after the other.
+    #[default]
+    Warm,
+    /// A new instance for each event.
+    Fresh,
+}
+
+words! { Isolation: "warm" = Self::Warm, "fresh" = Self::Fresh }
+
+/// `retry = { attempts = 3, max_age = "1h" }`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryConfig {
+    /// Counts the first.
+    pub attempts: u32,
+    /// Since the event came.
+    pub max_age: Span,
+}
+
+keys! { RetryConfig: attempts = or(3), max_age = or(Self::default().max_age) }
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self { attempts: 3, max_age: Span::from_secs(3600) }
+    }
+}
+
+/// One destination: exactly one of the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationConfig {
+    /// `{ mqtt = { topic = "alarm", qos = 1 } }`.
+    Mqtt(MqttDestination),
+    /// `{ stream = "failed" }`.
+    Stream(StreamName),
+    /// `{ function = "other" }`.
+    Function(FunctionName),
+}
+
+kinds! { DestinationConfig: "mqtt" = Self::Mqtt, "stream" = Self::Stream, "function" = Self::Function; later "http", "cloud" }
+
+/// `{ topic = "alarm", qos = 1, retain = false, broker = "local" }`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MqttDestination {
+    /// Which broker; `local` unless said.
+    pub broker: Option<BrokerName>,
+    /// Topic; `{gateway}` and `{function}` are filled in.
+    pub topic: String,
+    /// 0, 1 or 2.
+    pub qos: u8,
+    /// Whether the broker keeps it.
+    pub retain: bool,
+}
+
+keys! { MqttDestination:
+    broker = optional(),
+    topic = required("\"alarm/{gateway}\""),
+    qos = or(1),
+    retain = or(false),
+}
+
+/// `[[function.trigger]]`: exactly one of the keys.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TriggerConfig {
+    /// `mqtt = { filter = "sensors/+/temp", qos = 1 }`.
+    Mqtt(MqttTrigger),
+    /// `schedule = { every = "5m" }`.
+    Schedule(ScheduleTrigger),
+    /// `event = { kind = "com.example.*" }`: what is posted to `/v1/events`.
+    Event(HttpTrigger),
+}
+
+kinds! { TriggerConfig: "mqtt" = Self::Mqtt, "schedule" = Self::Schedule, "event" = Self::Event; later "http", "file", "modbus", "gpio", "serial", "opcua" }
+
+/// `mqtt = { filter = "sensors/+/temp", qos = 1 }`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MqttTrigger {
+    /// Which broker; `local` unless said.
+    pub broker: Option<BrokerName>,
+    /// What to subscribe to.
+    pub filter: TopicFilter,
+    /// 0, 1 or 2.
+    pub qos: u8,
+}
+
+keys! { MqttTrigger: broker = optional(), filter = required("\"sensors/+/temp\""), qos = or(1) }
+
+/// `schedule = { every = "5m" }` or `{ cron = "0 */5 * * * *", time_zone = "Europe/Berlin", missed = "skip" }`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScheduleTrigger {
+    /// Interval.
+    pub every: Option<Span>,
+    /// Cron expression with seconds.
+    pub cron: Option<String>,
+    /// IANA name; the machine's unless said.
+    pub time_zone: Option<String>,
+    /// What happens to ticks that fell into a time when the agent was not running.
+    pub missed: Missed,
+}
+
+keys! { ScheduleTrigger:
+    every = optional(),
+    cron = optional(),
+    time_zone = optional(),
+    missed = or(Missed::Skip),
+}
+
+/// `missed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Missed {
+    /// They are gone.
+    #[default]
+    Skip,
+    /// One for all of them.
+    Once,
+}
+
+words! { Missed: "skip" = Self::Skip, "once" = Self::Once }
+
+/// `event = { kind = "com.example.*", source = "/press/1" }`; a `*` at the end stands for anything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HttpTrigger {
+    /// CloudEvents `type`.
+    pub kind: String,
+    /// CloudEvents `source`; any unless said.
+    pub source: Option<String>,
+}
+
+keys! { HttpTrigger: kind = required("\"com.example.reading\""), source = optional() }
+
+/// `function.toml`: what a bundle declares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// Its name.
+    pub name: FunctionName,
+    /// Its version.
+    pub version: semver::Version,
+    /// Which runtime it needs.
+    pub runtime: FunctionRuntime,
+    /// The component, for `wasm`.
+    pub component: Option<PathBuf>,
+    /// `module.function`, for the languages that are loaded from source.
+    pub handler: Option<String>,
+    /// What it asks for.
+    pub capabilities: Vec<Capability>,
+    /// Run by `tidegate build`, and before a version goes live.
+    pub test: Vec<BundleTest>,
+    /// Defaults.
+    pub settings: FunctionSettings,
+}
+
+keys! { Manifest:
+    name = required("\"fahrenheit\""),
+    version = required("\"1.0.0\""),
+    runtime = required("\"wasm\""),
+    component = optional(),
+    handler = optional(),
+    capabilities = section(Vec::new()),
+    test = each();
+    flatten settings: FunctionSettings
+}
+
+/// `runtime`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FunctionRuntime {
+    /// A WebAssembly component.
+    Wasm,
+}
+
+words! { FunctionRuntime: "wasm" = Self::Wasm; later "python", "javascript" }
+
+/// `[[test]]` of a function.toml.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BundleTest {
+    /// The payload, or a recorded event with its attributes.
+    pub event: PathBuf,
+    /// How it must end.
+    pub expect: Expectation,
+}
+
+keys! { BundleTest:
+    event = required("\"events/example.json\""),
+    expect = required("{ result = \"events/example.result.json\" }"),
+}
+
+/// `expect = { result = "events/add.result.json" }` or `{ failure = "reject" }`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expectation {
+    /// The handler returns the JSON of this file.
+    Result(PathBuf),
+    /// The outcome's label: `retry`, `rejected`, …
+    Failure(String),
+}
+
+kinds! { Expectation: "result" = Self::Result, "failure" = Self::Failure }

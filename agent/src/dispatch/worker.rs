@@ -1,0 +1,178 @@
+//! One worker: owns one warm instance, takes one event at a time, and sees to what came of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::item::{Answer, Item, Reply};
+use super::queue::Wanted;
+use super::{Inner, Running, commit, retry};
+use crate::config::function::Isolation;
+use crate::event;
+use crate::function::FunctionSpec;
+use crate::invocation::{Context, Effects, Outcome, Timings};
+use crate::runtime::{Function, Instance};
+use crate::telemetry::Invocation;
+use crate::trigger::Delivery;
+
+/// Puts the queue's count right when a worker panics.
+struct Seat {
+    inner: Arc<Inner>,
+    running: Arc<Running>,
+    left: bool,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if !self.left && self.running.queue.worker_died() == Wanted::Worker {
+            self.inner.start_worker(&self.running);
+        }
+    }
+}
+
+/// Serves events until there has been none for a while.
+pub(super) async fn work(inner: Arc<Inner>, running: Arc<Running>) {
+    let mut seat = Seat { inner: Arc::clone(&inner), running: Arc::clone(&running), left: false };
+    let me = Arc::new(Notify::new());
+    let idle_max = inner.limits.instance_idle.0;
+    let mut warm: Option<(Arc<Function>, Instance)> = None;
+    while let Some(item) = running.queue.next(&me, idle_max).await {
+        serve(&inner, &running, &mut warm, item).await;
+        // A queue that is never empty must not keep this thread from the other functions.
+        tokio::task::consume_budget().await;
+    }
+    seat.left = true;
+    if warm.is_some() {
+        running.metrics.instances.dec();
+    }
+}
+
+async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Arc<Function>, Instance)>, item: Item) {
+    let function = running.current();
+    let spec = &function.spec;
+    if item.event.hops > inner.limits.hops_max {
+        let why = format!(
+            "the event was handed on {} times, more than {}: do functions trigger each other in a circle?",
+            item.event.hops, inner.limits.hops_max
+        );
+        let run = Run::none(inner.clock.instant());
+        return finish(inner, running, &function, item, run, Outcome::Rejected(why), Effects::default()).await;
+    }
+    // A new version, or `fresh`: the instance at hand is not the one that is wanted.
+    if warm.take_if(|(of, _)| !Arc::ptr_eq(of, &function)).is_some() {
+        running.metrics.instances.dec();
+    }
+    let started = inner.clock.instant();
+    let mut cold_start = None;
+    let instance = match warm {
+        Some((_, instance)) => instance,
+        None => match function.instantiate().await {
+            Ok(instance) => {
+                cold_start = Some(inner.clock.instant() - started);
+                running.metrics.instances.inc();
+                &mut warm.insert((Arc::clone(&function), instance)).1
+            }
+            Err(outcome) => {
+                let run = Run::none(inner.clock.instant());
+                running.metrics.invoked(&outcome, &run.timings);
+                return finish(inner, running, &function, item, run, outcome, Effects::default()).await;
+            }
+        },
+    };
+    let queued = started.duration_since(item.enqueued);
+    let deadline_ms = inner.clock.now_ms() + u64::try_from(spec.timeout.0.as_millis()).unwrap_or(u64::MAX);
+    let context = Context {
+        function: spec.name.clone(),
+        version: Arc::clone(&spec.version),
+        invocation: event::new_id(),
+        attempt: item.attempt,
+        deadline_ms,
+        memory_bytes: spec.memory.0,
+        trace_parent: inner.tracer.child_of(item.event.trace_parent.as_deref()),
+        publish_qos: match (item.delivery, &item.reply) {
+            (Delivery::AtMostOnce, Reply::Receipt(_)) => 0,
+            _ => 1,
+        },
+    };
+    let (invocation, trace_parent) = (Arc::clone(&context.invocation), context.trace_parent.clone());
+    let mut invoked = instance.invoke(&item.event, context).await;
+    if !invoked.reusable || spec.isolation == Isolation::Fresh {
+        *warm = None;
+        running.metrics.instances.dec();
+    }
+    invoked.timings.cold_start = cold_start;
+    running.metrics.queue.observe(queued);
+    running.metrics.invoked(&invoked.outcome, &invoked.timings);
+    let run = Run { invocation, trace_parent, queued, timings: invoked.timings, ended: inner.clock.instant() };
+    finish(inner, running, &function, item, run, invoked.outcome, invoked.effects).await;
+}
+
+/// What is known of a run beside its outcome.
+pub(super) struct Run {
+    pub(super) invocation: Arc<str>,
+    pub(super) trace_parent: Option<Arc<str>>,
+    pub(super) queued: Duration,
+    pub(super) timings: Timings,
+    /// When the handler had ended.
+    pub(super) ended: Instant,
+}
+
+impl Run {
+    /// A run that never came to its handler.
+    fn none(now: Instant) -> Self {
+        let timings = Timings::default();
+        Self { invocation: event::new_id(), trace_parent: None, queued: Duration::ZERO, timings, ended: now }
+    }
+
+    /// Hands on the run's spans, now that its effects are safe or it has failed.
+    pub(super) fn trace(&self, inner: &Inner, spec: &FunctionSpec, item: &Item, outcome: &Outcome) {
+        let committed = matches!(outcome, Outcome::Succeeded(_)).then(|| inner.clock.instant() - self.ended);
+        inner.tracer.record(&Invocation {
+            event: &item.event,
+            function: &spec.name,
+            version: &spec.version,
+            invocation: &self.invocation,
+            attempt: item.attempt,
+            trace_parent: self.trace_parent.as_deref(),
+            queued: self.queued,
+            timings: &self.timings,
+            commit: committed,
+            outcome,
+        });
+    }
+}
+
+/// Commits what a success wants done; gives a failure another attempt, or ends it.
+async fn finish(
+    inner: &Arc<Inner>,
+    running: &Arc<Running>,
+    function: &Arc<Function>,
+    item: Item,
+    run: Run,
+    outcome: Outcome,
+    effects: Effects,
+) {
+    let spec = &function.spec;
+    match (outcome, &item.reply) {
+        (Outcome::Succeeded(value), _) => commit::commit(inner, running, spec, item, run, value, effects).await,
+        (outcome, Reply::Answer(_)) => {
+            run.trace(inner, spec, &item, &outcome);
+            answer(spec, item, run, outcome);
+        }
+        (outcome, Reply::Receipt(_)) => {
+            run.trace(inner, spec, &item, &outcome);
+            retry::failed(inner, running, spec, item, outcome);
+        }
+    }
+}
+
+/// Tells a waiting caller.
+pub(super) fn answer(spec: &FunctionSpec, item: Item, run: Run, outcome: Outcome) {
+    if let Reply::Answer(caller) = item.reply {
+        let Run { invocation, queued, timings, .. } = run;
+        // A caller that went away does not mind.
+        let _ = caller.send(Answer { invocation, version: Arc::clone(&spec.version), outcome, timings, queued });
+    }
+}

@@ -1,0 +1,171 @@
+//! Models: ONNX files that functions run through wasi:nn.
+//!
+//! # Promises
+//! - A model is loaded once, however many functions and instances use it.
+//! - A model replaces another only after it was loaded and passed its tests; until then, and if it fails, the other one
+//!   runs. A run that has begun ends on the model that it began on.
+//! - No run blocks the thread of another function for longer than a fraction of a millisecond: what is not measured to be
+//!   quicker has a thread of its own.
+//! - An error in a run names the input that was wrong, and how.
+//! - Without a model, no engine is loaded and none of its memory is touched.
+
+mod checks;
+mod engine;
+mod error;
+mod library;
+mod meter;
+mod model;
+mod onnx;
+mod onnxruntime;
+mod signature;
+mod tensor;
+mod tract;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use tracing::info;
+
+use self::engine::Engine;
+pub use self::error::InferenceError;
+pub use self::meter::Latency;
+use self::model::ModelFiles;
+pub use self::model::{Model, ModelStatus};
+pub use self::tensor::{Tensor, TensorType};
+use crate::config::{InferenceConfig, ModelConfig};
+use crate::limits::Limits;
+use crate::name::ModelName;
+
+/// All models of this gateway, by name. The default has none, and the default configuration.
+#[derive(Debug, Default)]
+pub struct Models {
+    config: InferenceConfig,
+    limits: Arc<Limits>,
+    engine: OnceLock<Engine>,
+    loaded: RwLock<BTreeMap<ModelName, Arc<Model>>>,
+    /// One at a time: loading takes memory, and two of the same name would race for it.
+    loading: tokio::sync::Mutex<()>,
+}
+
+/// A model that passed its tests and waits to take over.
+#[derive(Debug)]
+pub struct Prepared {
+    name: ModelName,
+    model: Arc<Model>,
+}
+
+impl Models {
+    /// No models yet; the engine is picked when the first is loaded.
+    ///
+    /// # Errors
+    /// When the configuration names a library of ONNX Runtime that is not there.
+    pub fn open(config: &InferenceConfig, limits: Arc<Limits>) -> Result<Self, InferenceError> {
+        if let Some(library) = config.library.as_ref().filter(|library| !library.exists()) {
+            return Err(InferenceError::BadLibrary { reasons: vec![format!("{}: no such file", library.display())] });
+        }
+        Ok(Self {
+            config: config.clone(),
+            limits,
+            engine: OnceLock::new(),
+            loaded: RwLock::default(),
+            loading: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Loads a model and runs its tests, off the async threads; then it takes over from the one of the same name. Does
+    /// nothing when its files are the same as before.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is malformed, the engine refuses it, or a test fails. The model that was there stays.
+    pub async fn load(self: &Arc<Self>, config: &ModelConfig) -> Result<(), InferenceError> {
+        if let Some(prepared) = self.prepare(config).await? {
+            self.install(prepared);
+        }
+        Ok(())
+    }
+
+    /// The first half of [`load`](Self::load): loaded and tested, but not in use yet. `None` when it runs already.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub async fn prepare(self: &Arc<Self>, config: &ModelConfig) -> Result<Option<Prepared>, InferenceError> {
+        let _one_at_a_time = self.loading.lock().await;
+        let (models, config) = (Arc::clone(self), config.clone());
+        let work = tokio::task::spawn_blocking(move || models.prepare_now(&config));
+        work.await.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The process is ending.
+            Err(_) => Ok(None),
+        })
+    }
+
+    fn prepare_now(&self, config: &ModelConfig) -> Result<Option<Prepared>, InferenceError> {
+        let files = ModelFiles::read(config, &self.limits)?;
+        if self.get(config.name.as_str()).is_some_and(|model| files.made(&model)) {
+            return Ok(None);
+        }
+        let model = Arc::new(files.load(self.engine()?, &self.limits)?);
+        Ok(Some(Prepared { name: config.name.clone(), model }))
+    }
+
+    /// Has a prepared model take over.
+    pub fn install(&self, Prepared { name, model }: Prepared) {
+        let status = model.status();
+        let what = if self.write().insert(name.clone(), model).is_some() { "model replaced" } else { "model loaded" };
+        info!(model = %name, digest = &status.digest[..12], engine = %status.engine, "{what}");
+    }
+
+    fn engine(&self) -> Result<&Engine, InferenceError> {
+        if self.engine.get().is_none() {
+            // Only `load` comes here, one at a time.
+            let _ = self.engine.set(Engine::pick(&self.config)?);
+        }
+        Ok(self.engine.get_or_init(|| Engine::Tract))
+    }
+
+    /// Forgets a model; runs that have begun end first.
+    pub fn remove(&self, name: &ModelName) {
+        if self.write().remove(name).is_some() {
+            info!(model = %name, "model removed");
+        }
+    }
+
+    /// The model of that name, as it is now.
+    pub fn get(&self, name: &str) -> Option<Arc<Model>> {
+        self.read().get(name).map(Arc::clone)
+    }
+
+    /// Runs the model of that name, as it is now.
+    ///
+    /// # Errors
+    /// When there is none, or as [`Model::run`].
+    pub async fn run(
+        &self,
+        name: &str,
+        inputs: Vec<(String, Tensor)>,
+    ) -> Result<Vec<(String, Tensor)>, InferenceError> {
+        match self.get(name) {
+            Some(model) => model.run(inputs).await,
+            None => Err(self.no_model(name)),
+        }
+    }
+
+    /// The error for a name that is none of a model, with those that are.
+    pub fn no_model(&self, name: &str) -> InferenceError {
+        let loaded = self.read().keys().map(ToString::to_string).collect();
+        InferenceError::NoModel { model: name.to_owned(), loaded }
+    }
+
+    /// All models, by name.
+    pub fn status(&self) -> Vec<ModelStatus> {
+        self.read().values().map(|model| model.status()).collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ModelName, Arc<Model>>> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ModelName, Arc<Model>>> {
+        self.loaded.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

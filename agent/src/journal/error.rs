@@ -1,0 +1,98 @@
+//! What can be in the way of keeping something.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::name::{FunctionName, StreamName};
+use crate::units::ByteSize;
+
+/// Why the journal refused or failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another agent has it.
+    #[error("journal `{}` is in use by another agent\nhint: stop that one, or give this one its own `gateway.state_dir`", .0.display())]
+    Locked(PathBuf),
+    /// Made by a newer agent, or not a journal.
+    #[error("journal `{}` has format `{found}`, and this agent knows up to {}\nhint: run the agent that made it, or move the folder away", .path.display(), super::folder::FORMAT_VERSION)]
+    Format {
+        /// Its folder.
+        path: PathBuf,
+        /// What its `format` file says.
+        found: String,
+    },
+    /// A file or folder of it could not be used.
+    #[error("could not {what} `{}`: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: Arc<io::Error>,
+    },
+    /// The database of a segment failed.
+    #[error("could not write or read segment `{}`: {why}", .path.display())]
+    Storage {
+        /// Its folder.
+        path: PathBuf,
+        /// What sled or the system said.
+        why: String,
+    },
+    /// Not in the config.
+    #[error("there is no stream `{0}`\nhint: add `[stream.{0}]` to gateway.toml, then run `tidegate reload`")]
+    UnknownStream(StreamName),
+    /// `when_full = "reject"`, and it is.
+    #[error(
+        "stream `{stream}` is full: `max_bytes` = {max}\nhint: restore its uplink, raise `max_bytes`, or set `when_full = \"drop-oldest\"`"
+    )]
+    Full {
+        /// Which stream.
+        stream: StreamName,
+        /// Its budget.
+        max: ByteSize,
+    },
+    /// Larger than any record may be, or than its stream's whole budget.
+    #[error("a record of {bytes} bytes is too large for stream `{stream}`, which takes up to {max}")]
+    RecordTooLarge {
+        /// Which stream.
+        stream: StreamName,
+        /// The record's size.
+        bytes: u64,
+        /// The smaller one of the two limits.
+        max: ByteSize,
+    },
+    /// One key-value of a function is too large.
+    #[error("function `{function}`: key `{key}` would have {bytes} bytes, and {max} is the most")]
+    KeyValueTooLarge {
+        /// Whose.
+        function: FunctionName,
+        /// Which key.
+        key: String,
+        /// Size of the value, or of bucket and key.
+        bytes: u64,
+        /// The limit that was in force.
+        max: ByteSize,
+    },
+    /// All key-values of a function together are too large.
+    #[error(
+        "function `{function}` would have {bytes} bytes of key-values, and {max} is the most\nhint: let it delete what it no longer needs"
+    )]
+    KeyValuesFull {
+        /// Whose.
+        function: FunctionName,
+        /// What they would add up to.
+        bytes: u64,
+        /// The limit that was in force.
+        max: ByteSize,
+    },
+    /// The agent is stopping.
+    #[error("the journal is closed")]
+    Closed,
+}
+
+impl JournalError {
+    pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { what, path: path.to_owned(), source: Arc::new(source) }
+    }
+}

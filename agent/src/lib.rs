@@ -1,0 +1,34 @@
+//! The agent: runs functions on a gateway when events arrive, and keeps what they produced until it has left.
+//!
+//! In reading order: an [`event`] comes from a [`trigger`], [`dispatch`] queues it for a [`function`], the [`runtime`]
+//! makes an [`invocation`] of it, whose effects go to a [`broker`] or the [`journal`], from which the [`uplink`]
+//! drains. [`agent`] builds all of that and is the only place where the parts meet.
+
+pub mod agent;
+pub mod api;
+pub mod broker;
+pub mod buffer;
+pub mod capability;
+pub mod cli;
+pub mod clock;
+pub mod componentize;
+pub mod config;
+pub mod dispatch;
+pub mod event;
+pub mod function;
+pub mod hint;
+pub mod inference;
+pub mod invocation;
+pub mod journal;
+pub mod limits;
+pub mod metrics;
+pub mod name;
+pub mod receipt;
+pub mod runtime;
+pub mod store;
+pub mod telemetry;
+pub mod templates;
+pub mod topic;
+pub mod trigger;
+pub mod units;
+pub mod uplink;

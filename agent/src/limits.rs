@@ -1,0 +1,127 @@
+//! Every bound that the agent enforces. A field bug becomes a refused event, never a dead gateway.
+
+use crate::units::{ByteSize, Span};
+
+/// What one function, one event and one gateway may use. Defaults fit a 512 MB board.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest a handler may be configured to run: Lambda's maximum.
+    pub timeout_max: Span,
+    /// Timeout of a handler that names none: Lambda's default.
+    pub timeout_default: Span,
+    /// Memory of a function that names none; Lambda's default of 128 MB does not fit twice on a small board.
+    pub memory_default: ByteSize,
+    /// Linear memory is 32-bit.
+    pub memory_max: ByteSize,
+    /// Instances of one function at the same time when it names none.
+    pub concurrency_default: u32,
+    /// More threads of work than this only queue inside one gateway.
+    pub concurrency_max: u32,
+    /// How long a warm instance waits for its next event.
+    pub instance_idle: Span,
+    /// Events that wait in memory for one function. With QoS 0 what comes beyond is dropped and counted.
+    pub queue_events_max: usize,
+    /// Payload bytes that wait in memory for one function, by the same rule.
+    pub queue_bytes_max: ByteSize,
+    /// Largest event: a quarter of MQTT's packet maximum would still fill a small board.
+    pub event_bytes_max: ByteSize,
+    /// Largest value that a handler returns: Lambda's 6 MB would be four of these.
+    pub output_bytes_max: ByteSize,
+    /// Most that one invocation may publish, append and write, payloads added up.
+    pub effects_bytes_max: ByteSize,
+    /// Most calls of `publish`, `append` and key-value writes of one invocation.
+    pub effects_max: usize,
+    /// Most log output of one invocation; what comes beyond is cut and said.
+    pub log_bytes_max: ByteSize,
+    /// Longest chain of functions that hand an event on.
+    pub hops_max: u32,
+    /// Largest component, before it is compiled.
+    pub component_bytes_max: ByteSize,
+    /// All files of a bundle, unpacked: a component, and a language's sources beside it.
+    pub bundle_bytes_max: ByteSize,
+    /// Files and folders in a bundle.
+    pub bundle_entries_max: usize,
+    /// Largest model file.
+    pub model_bytes_max: ByteSize,
+    /// Key-value: longest key or bucket name.
+    pub key_bytes_max: ByteSize,
+    /// Largest input or output of a model, and all that one instance holds at the same time: a guest keeps them on the host,
+    /// outside its own memory. A 1080p picture in f32 is 24 MiB.
+    pub tensor_bytes_max: ByteSize,
+    /// Key-value: largest value.
+    pub value_bytes_max: ByteSize,
+    /// Key-value: all values of one function.
+    pub key_value_bytes_max: ByteSize,
+    /// Stream record.
+    pub record_bytes_max: ByteSize,
+    /// QoS 1 and 2 messages that a broker may have under way to the agent (MQTT 5 receive maximum).
+    pub mqtt_in_flight_max: u16,
+    /// Publishes that wait for their PUBACK, per broker.
+    pub mqtt_unconfirmed_max: u16,
+    /// Messages that the embedded broker keeps for one client that is away or slow; beyond, the oldest are dropped and counted.
+    pub broker_queue_messages_max: usize,
+    /// Topics of which the embedded broker keeps a retained message.
+    pub broker_retained_messages_max: usize,
+    /// Environment of a function: Lambda's 4 KB.
+    pub environment_bytes_max: ByteSize,
+    /// Log records kept in memory for `tidegate logs`: a few screens.
+    pub log_ring_records_max: usize,
+    /// All of them together.
+    pub log_ring_bytes_max: ByteSize,
+    /// Longest log line; what comes beyond is cut.
+    pub log_line_bytes_max: ByteSize,
+    /// How often the same warning is written within a minute; the next says how many were left out.
+    pub log_repeats_max: u32,
+    /// Invocations whose spans wait for the trace collector: about 2 MB; what comes beyond is dropped and counted.
+    pub trace_invocations_max: usize,
+    /// Connections to the API at the same time, per listener; more wait to be accepted.
+    pub api_connections_max: usize,
+    /// How long a caller may take to send a request.
+    pub api_request_max: Span,
+    /// Events in one batch of `POST /v1/events`.
+    pub api_batch_events_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            timeout_max: Span::from_secs(900),
+            timeout_default: Span::from_secs(3),
+            memory_default: ByteSize::mib(64),
+            memory_max: ByteSize::mib(4096),
+            concurrency_default: 4,
+            concurrency_max: 256,
+            instance_idle: Span::from_secs(60),
+            queue_events_max: 10_000,
+            queue_bytes_max: ByteSize::mib(16),
+            event_bytes_max: ByteSize::mib(1),
+            output_bytes_max: ByteSize::mib(1),
+            effects_bytes_max: ByteSize::mib(4),
+            effects_max: 1_000,
+            log_bytes_max: ByteSize(64 << 10),
+            hops_max: 16,
+            component_bytes_max: ByteSize::mib(128),
+            bundle_bytes_max: ByteSize::mib(256),
+            bundle_entries_max: 20_000,
+            model_bytes_max: ByteSize::mib(512),
+            key_bytes_max: ByteSize(1 << 10),
+            tensor_bytes_max: ByteSize::mib(32),
+            value_bytes_max: ByteSize::mib(1),
+            key_value_bytes_max: ByteSize::mib(64),
+            record_bytes_max: ByteSize::mib(1),
+            mqtt_in_flight_max: 1_000,
+            mqtt_unconfirmed_max: 1_000,
+            broker_queue_messages_max: 100_000,
+            broker_retained_messages_max: 10_000,
+            environment_bytes_max: ByteSize(4 << 10),
+            log_ring_records_max: 2_000,
+            log_ring_bytes_max: ByteSize::mib(1),
+            log_line_bytes_max: ByteSize(16 << 10),
+            log_repeats_max: 10,
+            trace_invocations_max: 1_024,
+            api_connections_max: 64,
+            api_request_max: Span::from_secs(30),
+            api_batch_events_max: 1_000,
+        }
+    }
+}

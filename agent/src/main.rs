@@ -1,0 +1,21 @@
+//! Parses the command line, does what it says, and reports how it ended.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tidegate::cli::{self, Args};
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::print_error(&error),
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let mut network = tokio::runtime::Builder::new_multi_thread();
+    // Half of the cores: functions run on threads of their own, and compute more than the network does.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = network.worker_threads(cores.div_ceil(2)).enable_all().build()?;
+    runtime.block_on(cli::run(args))
+}

@@ -1,0 +1,128 @@
+//! Names that users give: checked once where they enter, safe in topics, paths, metrics and log fields ever after.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest name, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{name}` is not a {what} name: it must be 1 to {NAME_BYTES_MAX} of `a-z`, `0-9`, `-` and `_`, and start with a letter or digit"
+)]
+pub struct NameError {
+    what: &'static str,
+    name: String,
+}
+
+fn check(what: &'static str, name: &str) -> Result<Arc<str>, NameError> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    let starts_well = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if starts_well && name.len() <= NAME_BYTES_MAX && name.bytes().all(allowed) {
+        Ok(name.into())
+    } else {
+        Err(NameError { what, name: name.to_owned() })
+    }
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $type:ident = $what:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(Arc<str>);
+
+        impl $type {
+            /// Checks `name`.
+            ///
+            /// # Errors
+            /// When a character or the length is not allowed.
+            pub fn parse(name: &str) -> Result<Self, NameError> {
+                check($what, name).map(Self)
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+            fn try_from(name: String) -> Result<Self, NameError> {
+                Self::parse(&name)
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> Self {
+                name.0.as_ref().to_owned()
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    )*};
+}
+
+names! {
+    /// A function's name.
+    FunctionName = "function";
+    /// A durable stream's name.
+    StreamName = "stream";
+    /// A model's name.
+    ModelName = "model";
+    /// The name of an MQTT broker in gateway.toml: `local` in `[mqtt.local]`.
+    BrokerName = "broker";
+    /// This machine's name in the fleet.
+    GatewayName = "gateway";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(name: &str, valid: bool) {
+        assert_eq!(FunctionName::parse(name).is_ok(), valid, "{name:?}");
+    }
+
+    #[test]
+    fn a_name_is_safe_in_topics_paths_and_labels() {
+        check("press-hall-3", true);
+        check("a", true);
+        check("3d_printer", true);
+        check("", false);
+        check("-a", false);
+        check("a/b", false);
+        check("..", false);
+        check("Ä", false);
+        check("UPPER", false);
+        check(&"x".repeat(64), true);
+        check(&"x".repeat(65), false);
+    }
+
+    #[test]
+    fn the_error_says_what_is_allowed() {
+        let error = StreamName::parse("a b").unwrap_err().to_string();
+        assert!(error.starts_with("`a b` is not a stream name: it must be"), "{error}");
+    }
+}

@@ -1,0 +1,139 @@
+//! From a component's file to a function that can make instances: read, compile or map, check, link.
+
+use std::fs;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use wasmparser::Parser;
+use wasmtime::component::Component;
+
+use super::error::LoadError;
+use super::host::world::function::FunctionPre;
+use super::host::{self, HostState};
+use super::pool::Plan;
+use super::{Runtime, Shared};
+use crate::function::FunctionSpec;
+use crate::units::ByteSize;
+
+/// A function that is ready to make instances. Cheap to clone.
+#[derive(Clone)]
+pub struct Function {
+    /// What it was made from.
+    pub spec: Arc<FunctionSpec>,
+    pub(super) component: FunctionPre<HostState>,
+    pub(super) shared: Arc<Shared>,
+    /// Whether it asks for files.
+    pub(super) files: bool,
+}
+
+impl Runtime {
+    /// Makes `spec` ready: maps its compiled code, or compiles it, and checks that it fits the contract.
+    ///
+    /// # Errors
+    /// When its file, its code, its imports or its memory are not possible here.
+    pub async fn load(&self, spec: Arc<FunctionSpec>) -> Result<Function, LoadError> {
+        let shared = Arc::clone(&self.shared);
+        let name = spec.name.clone();
+        let stopped = || LoadError::Stopped(name.clone());
+        let _turn = self.shared.compiling.acquire().await.map_err(|_| stopped())?;
+        // Compiling takes seconds of all cores, and mapping reads the whole file.
+        let loaded = self.threads.handle().spawn_blocking(move || shared.load(spec)).await;
+        loaded.map_err(|_| stopped())?
+    }
+}
+
+impl Shared {
+    fn load(self: Arc<Self>, spec: Arc<FunctionSpec>) -> Result<Function, LoadError> {
+        // 1. Memory that no instance could ever have.
+        if let Plan::Pool { memory_bytes_max, .. } = self.plan
+            && spec.memory.0 > memory_bytes_max
+        {
+            let max = ByteSize(memory_bytes_max);
+            return Err(LoadError::Memory { function: spec.name.clone(), memory: spec.memory, max });
+        }
+        // 2. Code.
+        let cached = self.cache.as_ref().and_then(|cache| cache.load(&self.engine, &spec.digest));
+        let component = match cached {
+            Some(component) => component,
+            None => self.compile(&spec)?,
+        };
+        // 3. What it wants of us, by name first: that error says more than the linker's.
+        let mut files = false;
+        for (import, _) in component.component_type().imports(&self.engine) {
+            if !host::provides(import) {
+                let (function, import) = (spec.name.clone(), import.to_owned());
+                let hint = instead_of(&import);
+                return Err(LoadError::Import { function, import, hint });
+            }
+            files |= import.starts_with("wasi:filesystem/preopens");
+        }
+        // 4. Types of imports and of the handler.
+        let linked = self.linker.instantiate_pre(&component).and_then(FunctionPre::new);
+        let component = linked.map_err(|source| LoadError::Contract { function: spec.name.clone(), source })?;
+        Ok(Function { spec, component, shared: self, files })
+    }
+
+    fn compile(&self, spec: &FunctionSpec) -> Result<Component, LoadError> {
+        let (function, path) = (spec.name.clone(), spec.component.clone());
+        let unreadable = |source| LoadError::Read { function: function.clone(), path: path.clone(), source };
+        let (bytes, max) = (fs::metadata(&path).map_err(unreadable)?.len(), self.services.limits.component_bytes_max);
+        if bytes > max.0 {
+            return Err(LoadError::TooLarge { function, path, bytes: ByteSize(bytes), max });
+        }
+        let bytes = fs::read(&path).map_err(unreadable)?;
+        if hex(&Sha256::digest(&bytes)) != *spec.digest {
+            return Err(LoadError::Changed { function, path });
+        }
+        if Parser::is_core_wasm(&bytes) {
+            return Err(LoadError::NotAComponent { function, path });
+        }
+        let failed = |source| LoadError::Compile { function: function.clone(), path: path.clone(), source };
+        let Some(cache) = &self.cache else {
+            return Component::from_binary(&self.engine, &bytes).map_err(failed);
+        };
+        let compiled = self.engine.precompile_component(&bytes).map_err(failed)?;
+        drop(bytes);
+        match cache.store(&spec.digest, &compiled) {
+            Ok(()) => {
+                if let Some(component) = cache.load(&self.engine, &spec.digest) {
+                    return Ok(component);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(function = %function, %error, "compiled code cannot be kept: the next start compiles again")
+            }
+        }
+        #[expect(unsafe_code, reason = "native code, but compiled by this engine just now and never out of our hands")]
+        unsafe { Component::deserialize(&self.engine, &compiled) }.map_err(failed)
+    }
+}
+
+/// What an author who wanted `import` can do.
+fn instead_of(import: &str) -> &'static str {
+    if import.starts_with("wasi:sockets/") {
+        "functions never get sockets; send with `emit` instead"
+    } else if import.starts_with("wasi:http/") {
+        "functions get no HTTP; send with `emit` instead"
+    } else {
+        "a function may import `tidegate:function`, `wasi:nn`, `wasi:keyvalue`, `wasi:config`, and of WASI 0.2 cli, clocks, \
+         filesystem, io and random"
+    }
+}
+
+/// Lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+impl std::fmt::Debug for Function {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Function")
+            .field("name", &self.spec.name)
+            .field("version", &self.spec.version)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,54 @@
+//! What turns occurrences into events and hands them to functions. One file per kind; all of them see only [`Submit`].
+
+pub mod event;
+pub mod mqtt;
+pub mod schedule;
+
+use std::sync::Arc;
+
+use crate::event::Event;
+use crate::name::FunctionName;
+use crate::receipt::Receipt;
+
+/// What its source expects of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Dropped, and counted, when there is no room (MQTT QoS 0).
+    AtMostOnce,
+    /// Kept by its source until the receipt is settled (MQTT QoS 1 and 2).
+    AtLeastOnce,
+}
+
+/// Why an event was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No such function runs here.
+    #[error("function `{0}` does not run on this gateway")]
+    Unknown(FunctionName),
+    /// The queue is at its bound.
+    #[error("the function's queue is full: {events} events with {bytes} bytes wait")]
+    Full {
+        /// Events that wait.
+        events: usize,
+        /// Their payloads.
+        bytes: usize,
+    },
+    /// The agent or the function is being stopped.
+    #[error("the function is being stopped")]
+    Stopping,
+}
+
+/// Where triggers put events. Never waits.
+pub trait Submit: Send + Sync {
+    /// Queues `event` for `function`. On an error the receipt has been dropped, so that its source hears of it.
+    ///
+    /// # Errors
+    /// When the function is unknown, stopping, or has no room.
+    fn submit(
+        &self,
+        function: &FunctionName,
+        event: Arc<Event>,
+        delivery: Delivery,
+        receipt: Receipt,
+    ) -> Result<(), Refused>;
+}

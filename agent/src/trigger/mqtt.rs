@@ -1,0 +1,210 @@
+//! MQTT messages become events: `mqtt = { filter = "sensors/+/temp", qos = 1 }`.
+//!
+//! A message goes once to each function that one of its triggers' filters matches, however many do.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::{Delivery, Submit};
+use crate::broker::{Incoming, OnMessage, Subscription};
+use crate::clock::Clock;
+use crate::event::{self, Event};
+use crate::name::{BrokerName, FunctionName};
+use crate::receipt::Receipt;
+use crate::topic::TopicFilter;
+
+/// CloudEvents `type` of an MQTT message.
+pub const KIND: &str = "mqtt.message";
+/// User property with the number of functions that a message has gone through.
+pub const HOPS_PROPERTY: &str = "tidegate-hops";
+/// User property with the W3C trace context.
+pub const TRACE_PARENT_PROPERTY: &str = "traceparent";
+
+/// One trigger of one function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Which topics.
+    pub filter: TopicFilter,
+    /// At which QoS the function wants them.
+    pub qos: u8,
+    /// Who runs.
+    pub function: FunctionName,
+}
+
+/// All triggers on one broker. Another set of triggers is another value: give it to
+/// [`Broker::subscribe`](crate::broker::Broker::subscribe).
+pub struct MqttTriggers {
+    source: Arc<str>,
+    /// The triggers of a function are neighbours.
+    routes: Vec<Route>,
+    to: Arc<dyn Submit>,
+    clock: Clock,
+}
+
+impl MqttTriggers {
+    /// Triggers on the messages of `broker`.
+    pub fn new(broker: &BrokerName, mut routes: Vec<Route>, to: Arc<dyn Submit>, clock: Clock) -> Self {
+        routes.sort_by(|a, b| a.function.cmp(&b.function));
+        Self { source: format!("mqtt:{broker}").into(), routes, to, clock }
+    }
+
+    /// What the broker must be asked for.
+    pub fn subscriptions(&self) -> Vec<Subscription> {
+        self.routes.iter().map(|route| Subscription { filter: route.filter.clone(), qos: route.qos }).collect()
+    }
+
+    /// Each function once, with the highest QoS that its matching triggers want.
+    fn matching<'a>(&'a self, topic: &'a str) -> impl Iterator<Item = (&'a FunctionName, u8)> {
+        self.routes.chunk_by(|a, b| a.function == b.function).filter_map(move |triggers| {
+            let qos = triggers.iter().filter(|route| route.filter.matches(topic)).map(|route| route.qos).max()?;
+            Some((&triggers[0].function, qos))
+        })
+    }
+
+    fn event(&self, message: Incoming) -> Event {
+        let mut event = Event {
+            id: event::new_id(),
+            source: Arc::clone(&self.source),
+            kind: Cow::Borrowed(KIND),
+            subject: Some(message.topic),
+            time_ms: self.clock.now_ms(),
+            content_type: message.content_type,
+            attributes: message.properties,
+            data: message.payload,
+            trace_parent: None,
+            hops: 0,
+        };
+        event.attributes.retain(|(name, value)| match name.as_str() {
+            TRACE_PARENT_PROPERTY => {
+                event.trace_parent = Some(value.as_str().into());
+                false
+            }
+            HOPS_PROPERTY => {
+                event.hops = value.parse().unwrap_or(0);
+                false
+            }
+            _ => true,
+        });
+        event
+    }
+}
+
+impl OnMessage for MqttTriggers {
+    fn on_message(&self, message: Incoming, receipt: Option<Receipt>) {
+        let (topic, qos) = (Arc::clone(&message.topic), message.qos);
+        let mut functions = self.matching(&topic).peekable();
+        if functions.peek().is_none() {
+            // A trigger that was just removed, or a filter of ours that covers more than its functions want.
+            tracing::debug!(source = %self.source, %topic, "no function wants this message");
+        } else {
+            let event = Arc::new(self.event(message));
+            for (function, wanted) in functions {
+                let (delivery, share) = match &receipt {
+                    Some(receipt) if wanted.min(qos) > 0 => (Delivery::AtLeastOnce, receipt.clone()),
+                    _ => (Delivery::AtMostOnce, Receipt::new(|_| ())),
+                };
+                if let Err(why) = self.to.submit(function, Arc::clone(&event), delivery, share) {
+                    tracing::debug!(source = %self.source, %topic, %why, "the event was not taken");
+                }
+            }
+        }
+        if let Some(receipt) = receipt {
+            receipt.keep();
+        }
+    }
+}
+
+impl std::fmt::Debug for MqttTriggers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MqttTriggers")
+            .field("source", &self.source)
+            .field("routes", &self.routes)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::trigger::Refused;
+
+    #[derive(Default)]
+    struct Taken(Mutex<Vec<(String, Arc<Event>, Delivery)>>);
+
+    impl Submit for Taken {
+        fn submit(
+            &self,
+            f: &FunctionName,
+            event: Arc<Event>,
+            delivery: Delivery,
+            receipt: Receipt,
+        ) -> Result<(), Refused> {
+            self.0.lock().unwrap().push((f.to_string(), event, delivery));
+            receipt.keep();
+            Ok(())
+        }
+    }
+
+    fn route(filter: &str, qos: u8, function: &str) -> Route {
+        let function = FunctionName::parse(function).unwrap();
+        Route { filter: TopicFilter::parse(filter).unwrap(), qos, function }
+    }
+
+    fn triggers(routes: Vec<Route>) -> (MqttTriggers, Arc<Taken>) {
+        let taken = Arc::new(Taken::default());
+        let broker = BrokerName::parse("local").unwrap();
+        (MqttTriggers::new(&broker, routes, Arc::clone(&taken) as Arc<dyn Submit>, Clock::held_at(7)), taken)
+    }
+
+    fn message(topic: &str, qos: u8) -> Incoming {
+        Incoming { topic: topic.into(), qos, payload: bytes::Bytes::from_static(b"{}"), ..Incoming::default() }
+    }
+
+    #[test]
+    fn a_function_gets_a_message_once_however_many_filters_match() {
+        let (triggers, taken) = triggers(vec![
+            route("a/#", 0, "one"),
+            route("b", 1, "two"),
+            route("a/+", 1, "one"),
+            route("#", 0, "three"),
+        ]);
+        triggers.on_message(message("a/1", 1), Some(Receipt::new(|result| assert_eq!(result, Ok(())))));
+        let taken = taken.0.lock().unwrap();
+        let taken: Vec<_> = taken.iter().map(|(function, _, delivery)| (function.as_str(), *delivery)).collect();
+        assert_eq!(taken, [("one", Delivery::AtLeastOnce), ("three", Delivery::AtMostOnce)]);
+    }
+
+    #[test]
+    fn an_event_carries_what_the_message_did() {
+        let (triggers, taken) = triggers(vec![route("a/+", 1, "one")]);
+        let property = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let properties = vec![
+            property("site", "3"),
+            property(TRACE_PARENT_PROPERTY, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            property(HOPS_PROPERTY, "2"),
+        ];
+        let content_type = Some("application/json".into());
+        triggers.on_message(Incoming { content_type, properties, ..message("a/1", 0) }, None);
+        let taken = taken.0.lock().unwrap();
+        let event = &taken[0].1;
+        assert_eq!(
+            (&*event.source, &*event.kind, event.subject.as_deref()),
+            ("mqtt:local", "mqtt.message", Some("a/1"))
+        );
+        assert_eq!((event.time_ms, event.hops, &event.data[..]), (7, 2, &b"{}"[..]));
+        assert_eq!(event.content_type.as_deref(), Some("application/json"));
+        assert_eq!(event.attributes, [property("site", "3")]);
+        assert!(event.trace_parent.is_some());
+    }
+
+    #[test]
+    fn a_message_that_nobody_wants_is_settled() {
+        let (triggers, taken) = triggers(vec![route("a/+", 1, "one")]);
+        let (sender, settled) = std::sync::mpsc::channel();
+        triggers.on_message(message("b", 1), Some(Receipt::new(move |result| sender.send(result).unwrap())));
+        assert_eq!(settled.recv().unwrap(), Ok(()));
+        assert!(taken.0.lock().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,368 @@
+//! Mistakes of functions and bundles.
+
+use std::path::Path;
+
+use tidegate::config::Config;
+
+use super::{check, check_bundle, check_function, shown};
+
+#[test]
+fn a_timeout_without_unit() {
+    check_function(
+        r#"timeout = 3
+memory = "64MB"
+concurrency = 0
+"#,
+        r#"DIR/gateway.toml:7:11: function[f].timeout: the number 3 is not a duration with its unit, in quotes
+  hint: write `timeout = "3s"`
+DIR/gateway.toml:9:15: function[f].concurrency: 0 is not between 1 and 256
+  hint: write for example `concurrency = 4`
+"#,
+    );
+}
+
+#[test]
+fn a_timeout_past_the_limit() {
+    check_function(
+        r#"timeout = "1h"
+memory = "1 kB"
+retry = { attempts = 0 }
+isolation = "cold"
+"#,
+        r#"DIR/gateway.toml:7:11: function[f].timeout: 1h is not between 1ms and 15m
+  hint: write for example `timeout = "3s"`
+DIR/gateway.toml:8:10: function[f].memory: 1 kB is not between 64 KiB and 4 GiB
+  hint: write for example `memory = "64 MiB"`
+DIR/gateway.toml:9:22: function[f].retry.attempts: an event needs at least one attempt
+  hint: write 1 for no further attempt: the first one counts
+DIR/gateway.toml:10:13: function[f].isolation: `cold` is not known here
+  hint: write `"warm"` or `"fresh"`
+"#,
+    );
+}
+
+#[test]
+fn a_capability_that_is_none() {
+    check_function(
+        r#"capabilities = ["mqtt:publsh:a", "stream:readings", "model:motion", "mqtt:publish:a#"]
+"#,
+        r#"DIR/gateway.toml:7:17: function[f].capabilities[0]: unknown capability `mqtt:publsh:a`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME` or `keyvalue`
+  hint: write for example `"mqtt:publish:results/#"`
+DIR/gateway.toml:7:69: function[f].capabilities[3]: capability `mqtt:publish:a#` has a malformed topic filter: filter `a#` is malformed: `+` must be a whole level, `#` must be the whole last level
+  hint: write for example `"mqtt:publish:results/#"`
+"#,
+    );
+}
+
+#[test]
+fn a_trigger_on_an_unknown_broker() {
+    check_function(
+        r#"trigger = [{ mqtt = { filter = "a/#", broker = "locl", qos = 3 } }]
+"#,
+        r#"DIR/gateway.toml:7:48: function[f].trigger[0].mqtt.broker: there is no broker `locl`
+  hint: did you mean `local`? Otherwise add `[mqtt.locl]` with its `url` to gateway.toml
+DIR/gateway.toml:7:62: function[f].trigger[0].mqtt.qos: 3 is not a quality of service
+  hint: write 0 (at most once), 1 (at least once) or 2 (as 1 here; exactly once between broker and agent)
+"#,
+    );
+}
+
+#[test]
+fn a_malformed_filter() {
+    check_function(
+        r#"trigger = [{ mqtt = { filter = "sensors/#/temp" } }]
+"#,
+        r#"DIR/gateway.toml:7:32: function[f].trigger[0].mqtt.filter: filter `sensors/#/temp` is malformed: `+` must be a whole level, `#` must be the whole last level
+  hint: write for example `"sensors/+/temp"`
+"#,
+    );
+}
+
+#[test]
+fn a_trigger_of_a_later_version() {
+    check_function(
+        r#"trigger = [{ http = { path = "/f" } }, { mqqt = { filter = "a" } }, { schedule = {}, mqtt = { filter = "a" } }]
+"#,
+        r#"DIR/gateway.toml:7:14: function[f].trigger[0].http: `http` is not available in this version
+  hint: write `mqtt`, `schedule` or `event`
+DIR/gateway.toml:7:42: function[f].trigger[1].mqqt: unknown key `mqqt`
+  hint: did you mean `mqtt`?
+DIR/gateway.toml:7:69: function[f].trigger[2]: it has 2 keys, but must have exactly one
+  hint: write one of `mqtt`, `schedule` or `event`
+"#,
+    );
+}
+
+#[test]
+fn schedules_that_mean_nothing() {
+    check_function(
+        r#"trigger = [{ schedule = { every = "5m", cron = "* * * * *" } }, { schedule = {} }, { schedule = { cron = "61 * * * *", time_zone = "Mars/Base" } }]
+"#,
+        r#"DIR/gateway.toml:7:14: function[f].trigger[0].schedule: it has both `every` and `cron`
+  hint: keep one of the two
+DIR/gateway.toml:7:67: function[f].trigger[1].schedule: it has neither `every` nor `cron`
+  hint: write for example `schedule = { every = "5m" }`
+DIR/gateway.toml:7:106: function[f].trigger[2].schedule.cron: `61 * * * *` is not a cron expression: Component error: Number out of bounds
+  hint: write second, minute, hour, day, month and weekday, such as `0 */5 * * * *`
+DIR/gateway.toml:7:132: function[f].trigger[2].schedule.time_zone: `Mars/Base` is not a time zone that this machine knows
+  hint: write an IANA name such as `Europe/Berlin`, or remove it for the machine's time zone
+"#,
+    );
+}
+
+#[test]
+fn a_destination_that_is_not_there() {
+    check_function(
+        r#"on_success = [{ stream = "reading" }, { mqtt = { topic = "a/+" } }, { function = "g" }, { stream = "dead-letters" }, { mqtt = { topic = "{site}/a" } }]
+[stream.readings]
+"#,
+        r#"DIR/gateway.toml:7:26: function[f].on_success[0].stream: there is no stream `reading`
+  hint: did you mean `readings`? Otherwise add `[stream.reading]` to gateway.toml
+DIR/gateway.toml:7:58: function[f].on_success[1].mqtt.topic: topic `a/+` contains a wildcard (`+` or `#`), which only a filter may
+  hint: write a topic without wildcards, such as `results/{gateway}`
+DIR/gateway.toml:7:82: function[f].on_success[2].function: there is no function `g`
+  hint: add a `[[function]]` with `name = "g"` to gateway.toml, or name one that is there: `f`
+DIR/gateway.toml:7:100: function[f].on_success[3].stream: stream `dead-letters` is written by the agent only
+  hint: name a stream of your own: every event that is given up on becomes a dead letter anyway
+DIR/gateway.toml:7:137: function[f].on_success[4].mqtt.topic: topic `{site}/a` has a placeholder that is not known here
+  hint: write it without braces, or with `{gateway}` or `{function}`
+"#,
+    );
+}
+
+#[test]
+fn a_secret_beside_a_variable() {
+    check_function(
+        r#"environment = { A = "AAAA" }
+secrets = { A = "secret", B = "missing" }
+"#,
+        r#"DIR/gateway.toml:8:13: function[f].secrets.A: `A` is in `environment` too
+  hint: keep one of the two
+DIR/gateway.toml:8:31: function[f].secrets.B: there is no file `DIR/missing`
+  hint: create it, or correct the path: a relative one starts at the folder of this file
+"#,
+    );
+}
+
+#[test]
+fn a_function_that_would_trigger_itself() {
+    check_function(
+        r#"capabilities = ["mqtt:publish:a/#"]
+trigger = [{ mqtt = { filter = "a/b" } }]
+on_success = [{ mqtt = { topic = "a/b" } }]
+"#,
+        r#"DIR/gateway.toml:4:1: function[f]: it may publish on the topics that it is triggered by: capability `mqtt:publish:a/#` and trigger `a/b`
+  hint: publish on other topics, and grant only those
+DIR/gateway.toml:4:1: function[f]: its destination `a/b` is a topic that it is triggered by: `a/b`
+  hint: send to another topic
+"#,
+    );
+}
+
+#[test]
+fn itself_as_destination() {
+    check_function(
+        r#"on_success = [{ function = "f" }]
+"#,
+        r#"DIR/gateway.toml:4:1: function[f]: its destinations lead back to it: `f` → `f`
+  hint: remove one of these `{ function = … }` destinations
+"#,
+    );
+}
+
+#[test]
+fn settings_of_a_later_version() {
+    check_function(
+        r#"idempotency = { key = ["topic"] }
+layers = []
+"#,
+        r#"DIR/gateway.toml:7:1: function[f].idempotency: `idempotency` is not available in this version
+  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `on_success`, `on_failure` or `trigger`
+DIR/gateway.toml:8:1: function[f].layers: `layers` is not available in this version
+  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `on_success`, `on_failure` or `trigger`
+"#,
+    );
+}
+
+#[test]
+fn the_same_name_twice() {
+    check_function(
+        r#"[[function]]
+name = "f"
+bundle = "f"
+"#,
+        r#"DIR/gateway.toml:7:1: function[1]: `f` is already the name of the function in line 4
+  hint: give each its own name
+"#,
+    );
+}
+
+#[test]
+fn a_bundle_that_is_not_there() {
+    check(
+        r#"[[function]]
+name = "g"
+bundle = "functions/g"
+"#,
+        r#"DIR/gateway.toml:2:1: function[g].bundle: there is no bundle `DIR/functions/g`
+  hint: correct the path, or make it with `tidegate build` (`tidegate new g` starts one)
+"#,
+    );
+}
+
+#[test]
+fn a_bundle_that_is_no_bundle() {
+    check(
+        r#"[[function]]
+name = "g"
+bundle = "secret"
+"#,
+        r#"DIR/gateway.toml:2:1: function[g].bundle: `DIR/secret` is neither a folder nor a `.tar.zst` file
+  hint: name the folder that holds function.toml, or what `tidegate build` made of it
+"#,
+    );
+}
+
+#[test]
+fn a_manifest_with_everything_missing() {
+    check_bundle(
+        r#"component = "f.wasm"
+"#,
+        r#"DIR/f/function.toml:1:1: `name` is missing
+  hint: add `name = "fahrenheit"`
+DIR/f/function.toml:1:1: `version` is missing
+  hint: add `version = "1.0.0"`
+DIR/f/function.toml:1:1: `runtime` is missing
+  hint: add `runtime = "wasm"`
+"#,
+    );
+}
+
+#[test]
+fn a_version_that_is_none() {
+    check_bundle(
+        r#"name = "f"
+version = "1"
+runtime = "python"
+component = "f.wasm"
+"#,
+        r#"DIR/f/function.toml:2:11: version: `1` is not a version of three numbers
+  hint: write for example `"1.0.0"`
+DIR/f/function.toml:3:11: runtime: `python` is not available in this version
+  hint: write `"wasm"`
+"#,
+    );
+}
+
+#[test]
+fn a_component_outside() {
+    check_bundle(
+        r#"name = "f"
+version = "1.0.0"
+runtime = "wasm"
+component = "../secret"
+"#,
+        r#"DIR/f/function.toml:4:13: component: `../secret` is outside of the bundle
+  hint: put the file into the bundle's folder, and write its path from there
+"#,
+    );
+}
+
+#[test]
+fn a_component_not_built() {
+    check_bundle(
+        r#"name = "f"
+version = "1.0.0"
+runtime = "wasm"
+component = "g.wasm"
+[[test]]
+event = "events/a.json"
+expect = { failure = "explode" }
+"#,
+        r#"DIR/f/function.toml:4:13: component: there is no file `g.wasm` in the bundle
+  hint: run `tidegate build`, or correct the path
+DIR/f/function.toml:6:9: test[0].event: there is no file `events/a.json` in the bundle
+  hint: run `tidegate build`, or correct the path
+DIR/f/function.toml:7:22: test[0].expect.failure: no function ends as `explode`
+  hint: write `reject`, `retry`, `rejected`, `denied`, `timed-out`, `trapped`, `out-of-memory` or `bad-output`
+"#,
+    );
+}
+
+#[test]
+fn a_core_module() {
+    check_bundle(
+        r#"name = "f"
+version = "1.0.0"
+runtime = "wasm"
+component = "core.wasm"
+timout = "3s"
+"#,
+        r#"DIR/f/function.toml:4:13: component: it is a core WebAssembly module, not a component
+  hint: make a component of it with `tidegate build`, or with `wasm-tools component new`
+DIR/f/function.toml:5:1: timout: unknown key `timout`
+  hint: did you mean `timeout`?
+"#,
+    );
+}
+
+#[test]
+fn text_as_component() {
+    check_bundle(
+        r#"name = "f"
+version = "1.0.0"
+runtime = "wasm"
+component = "function.toml"
+"#,
+        r#"DIR/f/function.toml:4:13: component: it is not WebAssembly
+  hint: build it again with `tidegate build`
+"#,
+    );
+}
+
+#[test]
+fn a_trigger_of_the_bundle() {
+    check_bundle(
+        r#"name = "f"
+version = "1.0.0"
+runtime = "wasm"
+component = "f.wasm"
+[[trigger]]
+mqtt = { filter = "a" }
+"#,
+        r#"DIR/f/function.toml:6:8: trigger[0].mqtt.broker: there is no broker `local`
+  hint: add `[mqtt.local]` with its `url` to gateway.toml
+"#,
+    );
+}
+
+#[test]
+fn an_environment_past_its_limit() {
+    check_function(
+        &format!("environment = {{ A = \"{}\" }}\n", "x".repeat(5000)),
+        r#"DIR/gateway.toml:7:1: function[f].environment: the environment has 5003 bytes, more than 4 KiB
+  hint: keep large settings in a file of the bundle
+"#,
+    );
+}
+
+#[test]
+fn a_publisher_without_a_broker() {
+    check(
+        "[[function]]\nname = \"f\"\nbundle = \"f\"\ncapabilities = [\"mqtt:publish:a/#\"]\n",
+        r#"DIR/gateway.toml:2:1: function[f]: it may `mqtt:publish:a/#`, but there is no broker `local` to publish to
+  hint: add `[mqtt.local]` with its `url`, or an `[embedded_broker]`
+"#,
+    );
+}
+
+#[test]
+fn a_config_that_is_not_there() {
+    let error = Config::load(Path::new("nowhere/gateway.toml")).unwrap_err();
+    assert_eq!(
+        shown(&error, Path::new("?")),
+        r#"nowhere/gateway.toml: there is no such file
+  hint: name the file with `--config FILE`; the getting-started guide has one to copy
+"#,
+    );
+}

@@ -1,0 +1,232 @@
+//! The embedded broker, used by real clients over its sockets.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use support::certificates::Authority;
+use support::{PATIENCE, Peer, a_while, config, embedded, eventually, message};
+use tidegate::broker::Link;
+use tidegate::broker::embedded::EmbeddedBroker;
+use tidegate::config::MqttConfig;
+use tidegate::invocation::Publish;
+use tidegate::limits::Limits;
+use tidegate::receipt::Receipt;
+
+/// On a free port of loopback.
+const ANYONE: &str = "listen = '127.0.0.1:0'\n";
+
+async fn start(text: &str) -> EmbeddedBroker {
+    EmbeddedBroker::start(&embedded(text), &Limits::default()).await.unwrap()
+}
+
+fn url(broker: &EmbeddedBroker) -> String {
+    format!("mqtt://{}", broker.address())
+}
+
+/// Two in one process, each on a port of its own, know nothing of each other; each QoS of both versions works.
+#[tokio::test]
+async fn two_brokers_in_one_process_are_apart() {
+    let (one, two) = (start(ANYONE).await, start(ANYONE).await);
+    assert_ne!(one.address(), two.address());
+    let elsewhere = Peer::connect("elsewhere", &config(&url(&two), 5));
+    let silence = elsewhere.hear(&[("#", 2)], true).await;
+    for version in [5, 3] {
+        let peer = Peer::connect("peer", &config(&url(&one), version));
+        let heard = peer.hear(&[("a/+", 2)], true).await;
+        for qos in [0, 1, 2] {
+            assert_eq!(peer.publish("a/b", qos, qos.to_string()).await.settled().await, Ok(()));
+        }
+        assert_eq!(heard.payloads(3).await, ["0", "1", "2"]);
+        assert_eq!(heard.messages().iter().map(|message| message.qos).collect::<Vec<_>>(), [0, 1, 2]);
+        peer.broker.disconnect(PATIENCE).await;
+    }
+    a_while().await;
+    assert_eq!(silence.count(), 0);
+    one.stop().await;
+    two.stop().await;
+}
+
+/// What a killed subscriber had not acknowledged comes again, in its order.
+#[tokio::test]
+async fn what_was_not_acknowledged_comes_again() {
+    let broker = start(ANYONE).await;
+    for version in [5, 3] {
+        let device = Peer::connect("device", &config(&url(&broker), version));
+        let gateway = Peer::connect("gateway", &config(&url(&broker), version));
+        let heard = gateway.hear(&[("a", 1)], false).await;
+        for i in 0..20 {
+            device.publish("a", 1, i.to_string()).await.settled().await.unwrap();
+        }
+        heard.payloads(20).await;
+        for i in 0..5 {
+            heard.receipt(i).keep();
+        }
+        eventually("5 are acknowledged", || gateway.broker.status().in_flight == 15).await;
+        a_while().await;
+        let state = gateway.crash().await;
+        let again = Peer::in_state("gateway", &config(&url(&broker), version), &Limits::default(), state);
+        let heard = again.hear(&[("a", 1)], true).await;
+        assert_eq!(heard.payloads(15).await, (5..20).map(|i| i.to_string()).collect::<Vec<_>>());
+        again.broker.disconnect(PATIENCE).await;
+    }
+    broker.stop().await;
+}
+
+/// A message on a shared subscription goes to one member, and all members get some.
+#[tokio::test]
+async fn a_shared_subscription_shares() {
+    let broker = start(ANYONE).await;
+    let device = Peer::connect("device", &config(&url(&broker), 5));
+    let (one, two) = (Peer::connect("one", &config(&url(&broker), 5)), Peer::connect("two", &config(&url(&broker), 5)));
+    let first = one.hear(&[("$share/group/a", 1)], true).await;
+    let second = two.hear(&[("$share/group/a", 1)], true).await;
+    for i in 0..20 {
+        device.publish("a", 1, i.to_string()).await.settled().await.unwrap();
+    }
+    eventually("20 messages", || first.count() + second.count() == 20).await;
+    assert!(first.count() > 0 && second.count() > 0, "{} and {}", first.count(), second.count());
+    broker.stop().await;
+}
+
+/// Ten thousand messages wait for a gateway that is away, and arrive in order.
+#[tokio::test]
+async fn a_backlog_waits_for_an_absent_session() {
+    let broker = start(ANYONE).await;
+    let device = Peer::connect("device", &config(&url(&broker), 5));
+    let gateway = Peer::connect("gateway", &config(&url(&broker), 5));
+    gateway.hear(&[("a", 1)], true).await;
+    gateway.broker.disconnect(PATIENCE).await;
+    let mut last = None;
+    for i in 0..10_000 {
+        last = Some(device.publish("a", 1, i.to_string()).await);
+    }
+    last.unwrap().settled().await.unwrap();
+    let state = gateway.crash().await;
+    let again = Peer::in_state("gateway", &config(&url(&broker), 5), &Limits::default(), state);
+    let heard = again.hear(&[("a", 1)], true).await;
+    assert_eq!(heard.payloads(10_000).await, (0..10_000).map(|i| i.to_string()).collect::<Vec<_>>());
+    assert_eq!(broker.dropped(), 0);
+    broker.stop().await;
+}
+
+/// Retained messages wait for later subscribers.
+#[tokio::test]
+async fn a_retained_message_waits_for_subscribers() {
+    let broker = start(ANYONE).await;
+    let device = Peer::connect("device", &config(&url(&broker), 5));
+    let retained = Publish { retain: true, ..message("a", 1, "kept") };
+    device.broker.publish(retained, Receipt::new(|_| ())).await;
+    eventually("it is kept", || device.broker.status().published == 1).await;
+    for version in [5, 3] {
+        let later = Peer::connect("later", &config(&url(&broker), version));
+        let heard = later.hear(&[("a", 1)], true).await;
+        assert_eq!(heard.payloads(1).await, ["kept"]);
+        assert!(heard.messages()[0].retain);
+        later.broker.disconnect(PATIENCE).await;
+    }
+    broker.stop().await;
+}
+
+fn users(folder: &Path, more: &str) -> String {
+    std::fs::write(folder.join("device"), "secret\n").unwrap();
+    std::fs::write(folder.join("gateway"), "other\n").unwrap();
+    let folder = folder.display();
+    format!(
+        "listen = '127.0.0.1:0'\n{more}\n\
+        [users.device]\npassword_file = '{folder}/device'\npublish = ['sensors/#']\n\
+        [users.gateway]\npassword_file = '{folder}/gateway'\npublish = ['results/#']\nsubscribe = ['sensors/#', 'results/+']\n"
+    )
+}
+
+fn login(config: MqttConfig, user: &str, password: &Path) -> MqttConfig {
+    MqttConfig { username: Some(user.to_owned()), password_file: Some(password.to_owned()), ..config }
+}
+
+/// Users must know their password, and stay within their filters.
+#[tokio::test]
+async fn users_are_known_and_stay_within_their_filters() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(&users(folder.path(), "")).await;
+    let (device_file, gateway_file) = (folder.path().join("device"), folder.path().join("gateway"));
+    for version in [5, 3] {
+        let plain = config(&url(&broker), version);
+        for wrong in
+            [plain.clone(), login(plain.clone(), "device", &gateway_file), login(plain.clone(), "root", &device_file)]
+        {
+            let peer = Peer::connect("wrong", &wrong);
+            eventually("it is refused", || peer.broker.status().last_error.is_some()).await;
+            let error = peer.broker.status().last_error.unwrap();
+            assert!(error.contains("refuses the connection"), "{error}");
+        }
+        let gateway = Peer::connect("gateway", &login(plain.clone(), "gateway", &gateway_file));
+        let heard = gateway.hear(&[("sensors/+", 1), ("results/#", 1)], true).await;
+        let refused = gateway.broker.status().refused;
+        assert_eq!(refused.iter().map(|(filter, _)| filter.as_str()).collect::<Vec<_>>(), ["results/#"]);
+        let device = Peer::connect("device", &login(plain, "device", &device_file));
+        let outside = device.publish("results/1", 1, "outside").await.settled().await;
+        // 3.1.1 has no way to say no.
+        assert_eq!(outside.is_err(), version == 5, "{outside:?}");
+        device.publish("sensors/1", 1, "inside").await.settled().await.unwrap();
+        assert_eq!(heard.payloads(1).await, ["inside"]);
+        gateway.broker.disconnect(PATIENCE).await;
+        device.broker.disconnect(PATIENCE).await;
+    }
+    broker.stop().await;
+}
+
+/// With `cert` and `key` it speaks TLS, to clients that check who it is.
+#[tokio::test]
+async fn it_speaks_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "ours");
+    let (cert, key) = authority.issue("server");
+    let broker = start(&users(folder.path(), &format!("cert = '{}'\nkey = '{}'", cert.display(), key.display()))).await;
+    let plain = Peer::connect("plain", &config(&url(&broker), 5));
+    let secure =
+        MqttConfig { ca: Some(folder.path().join("ours.pem")), ..config(&format!("mqtts://{}", broker.address()), 5) };
+    let gateway = Peer::connect("gateway", &login(secure.clone(), "gateway", &folder.path().join("gateway")));
+    let heard = gateway.hear(&[("sensors/#", 1)], true).await;
+    let device = Peer::connect("device", &login(secure, "device", &folder.path().join("device")));
+    device.publish("sensors/1", 1, vec![b'x'; 500_000]).await.settled().await.unwrap();
+    assert_eq!(heard.payloads(1).await[0].len(), 500_000);
+    assert_eq!(plain.broker.status().link, Link::Down);
+    broker.stop().await;
+}
+
+/// When it stops, clients hear it and the port is free again.
+#[tokio::test]
+async fn it_stops_and_frees_its_port() {
+    let broker = start(ANYONE).await;
+    let address = broker.address();
+    let peer = Peer::connect("peer", &config(&url(&broker), 5));
+    let to = Arc::new(support::Heard::default());
+    peer.subscribe(&[("a", 1)], to).await;
+    broker.stop().await;
+    peer.reaches(Link::Down).await;
+    let again = start(&format!("listen = '{address}'")).await;
+    assert_eq!(again.address(), address);
+    peer.reaches(Link::Ready).await;
+    again.stop().await;
+}
+
+/// What would be unsafe or cannot work is refused in words.
+#[tokio::test]
+async fn a_wrong_configuration_is_refused() {
+    let refused = async |text: &str| {
+        let config = embedded(text);
+        EmbeddedBroker::start(&config, &Limits::default()).await.unwrap_err().to_string()
+    };
+    let error = refused("listen = '0.0.0.0:0'").await;
+    assert!(error.contains("would listen on 0.0.0.0:0 without users"), "{error}");
+    let error = refused("listen = '127.0.0.1:0'\n[users.a]\npassword_file = 'missing'").await;
+    assert!(error.contains("cannot read `password_file` from missing"), "{error}");
+    let error = refused("listen = '127.0.0.1:0'\ncert = 'a.pem'").await;
+    assert!(error.contains("they go together"), "{error}");
+    let taken = start(ANYONE).await;
+    let error = refused(&format!("listen = '{}'", taken.address())).await;
+    assert!(error.contains("cannot listen on"), "{error}");
+}

@@ -1,0 +1,111 @@
+//! The docs say what the code knows: each key of the config files, each command and each option, and a test for each promise.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
+
+use std::fs;
+use std::path::Path;
+
+use clap::CommandFactory;
+use tidegate::cli::Args;
+use tidegate::config::{Config, Environment, tables};
+
+const GATEWAY: &str = include_str!("../../docs/reference/gateway-toml.md");
+const FUNCTION: &str = include_str!("../../docs/reference/function-toml.md");
+const COMMANDS: &str = include_str!("../../docs/reference/cli.md");
+
+/// The first block of TOML in a page.
+fn example(page: &str) -> &str {
+    page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap()
+}
+
+#[test]
+fn every_key_is_in_the_reference() {
+    for (table, keys) in tables() {
+        let page = if table.starts_with("function.toml") { FUNCTION } else { GATEWAY };
+        for key in keys {
+            // A key that is a table has a heading of its own.
+            let headings = [format!("`{key}`"), format!("[{key}]"), format!("[{key}.NAME]")];
+            assert!(headings.iter().any(|shown| page.contains(shown)), "`{key}` of {table} is not in the reference");
+        }
+    }
+}
+
+#[test]
+fn every_command_and_option_is_in_the_reference() {
+    let command = Args::command();
+    for command in command.get_subcommands() {
+        let name = command.get_name();
+        let section = COMMANDS.split("\n## ").find(|section| section.starts_with(&format!("tidegate {name}")));
+        let section = section.unwrap_or_else(|| panic!("`tidegate {name}` is not in the reference"));
+        for option in command.get_arguments().filter(|option| option.get_id() != "help") {
+            let shown = match option.get_long() {
+                Some(long) => format!("`--{long}"),
+                None => format!("`{}", option.get_id().as_str().to_uppercase()),
+            };
+            assert!(section.contains(&shown), "{shown} of `tidegate {name}` is not in the reference");
+        }
+    }
+}
+
+/// As it stands, on a machine that has the files.
+#[test]
+fn the_documented_config_is_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let files = ["ca.pem", "gateway.pem", "gateway.key", "token", "models/motion.onnx", "models/motion.tests.json"];
+    for file in files {
+        fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
+        fs::write(dir.join(file), "x").unwrap();
+    }
+    let text = example(GATEWAY).replace("/etc/tidegate", &dir.display().to_string());
+    let config = Config::parse(&text, &dir.join("gateway.toml"), &Environment::default()).unwrap();
+    assert_eq!(config.gateway_name().as_str(), "press-hall-3");
+    assert_eq!(config.model[0].file, dir.join("models/motion.onnx"));
+    assert_eq!(config.function[0].settings.trigger.as_ref().unwrap().len(), 2);
+    assert_eq!(config.function[0].settings.memory.unwrap().to_string(), "64 MiB");
+}
+
+#[test]
+fn the_documented_manifest_is_good() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("function.toml"), example(FUNCTION)).unwrap();
+    let manifest =
+        tidegate::store::bundle::read_manifest_of(Path::new(dir.path()), &tidegate::limits::Limits::default()).unwrap();
+    assert_eq!(manifest.test.len(), 2);
+}
+
+/// The text of all files under `folder` that end in `extension`.
+fn text_of(folder: &Path, extension: &str) -> String {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let text = |path: std::path::PathBuf| match path.is_dir() {
+        true if path.ends_with("target") => String::new(),
+        true => text_of(&path, extension),
+        false if path.extension().is_some_and(|found| found == extension) => fs::read_to_string(path).unwrap(),
+        false => String::new(),
+    };
+    entries.map(text).collect()
+}
+
+#[test]
+fn each_promise_names_tests_that_exist() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let sources: String =
+        ["agent/src", "agent/tests", "tests"].map(|dir| text_of(&repository.join(dir), "rs")).concat();
+    let mut ids = std::collections::HashSet::new();
+    for promise in text_of(&repository.join("docs/spec"), "md").split("\n- **[").skip(1) {
+        let (id, promise) = promise.split_once("]**").unwrap();
+        assert!(ids.insert(id.to_owned()), "two promises are [{id}]");
+        let promise = promise.split("\n\n").next().unwrap();
+        let is_test = |word: &str| {
+            word.contains('_') && word.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
+        };
+        let tests: Vec<_> = promise.split('`').skip(1).step_by(2).filter(|word| is_test(word)).collect();
+        let (tests, others): (Vec<_>, Vec<_>) =
+            tests.into_iter().partition(|test| sources.contains(&format!("fn {test}(")));
+        assert!(!tests.is_empty(), "[{id}] names no test");
+        let settings = ["event_bytes_max", "max_age", "max_bytes", "on_failure", "on_success", "when_full"];
+        let unknown: Vec<_> = others.into_iter().filter(|word| !settings.contains(word)).collect();
+        assert!(unknown.is_empty(), "[{id}] names tests that are not there: {unknown:?}");
+    }
+    assert!(ids.len() > 50, "{}", ids.len());
+}

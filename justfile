@@ -1,0 +1,40 @@
+# List the recipes.
+default:
+    @just --list
+
+# Format, spelling, links, dependencies, clippy.
+check:
+    tests/run check
+
+# All tests; `just test NAME` runs those whose name contains it.
+test *name:
+    {{ if name == "" { "tests/run test" } else { "cargo test --workspace " + name } }}
+
+# What CI runs: check and test.
+ci:
+    tests/run
+
+# Rewrite the sources in the house's format.
+fmt:
+    cargo fmt --all
+
+# The whole main job on this machine; `just demo --once` ends by itself.
+demo *arguments:
+    cargo run --release --bin tidegate -- demo {{ arguments }}
+
+# Each figure beside its reference in the same run; `just bench --quick`, `just bench --only NAME`.
+bench *arguments:
+    cargo build --release -p tidegate -p e2e
+    target/release/bench {{ arguments }}
+
+# Make the components of the examples again, and their lock.
+functions:
+    functions/build-examples
+
+# Does the agent compile and link for TARGET (aarch64 or armv7)?
+cross-check target="aarch64":
+    cross/check {{ target }}
+
+# The API documentation of the crates.
+docs:
+    cargo doc --workspace --no-deps

@@ -1,0 +1,123 @@
+//! The bench: each speed that `docs/spec/figures.md` promises, beside its reference in the same run.
+//!
+//! `cargo build --release -p tidegate -p e2e --bins && target/release/bench [--quick] [--only NAME] [--json]`. The two take turns, round
+//! by round, and the median of five rounds counts. Ends with status 1 when a target is missed.
+
+mod append;
+mod bare;
+mod footprint;
+mod inference;
+mod invoke;
+mod lab;
+mod load;
+mod mqtt;
+mod process;
+mod report;
+mod site;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+use self::report::Figure;
+use self::site::Site;
+
+/// First arguments of the processes that the bench starts of itself.
+const REFERENCE_LOOP: &str = "reference-loop";
+const REFERENCE_INFERENCE: &str = "reference-inference";
+
+/// Measures the agent beside its references
+#[derive(Debug, Parser)]
+struct Options {
+    /// Print JSON, with each round
+    #[arg(long)]
+    json: bool,
+    /// Measure these only
+    #[arg(long, value_name = "NAME")]
+    only: Vec<Part>,
+    /// A fraction of the work, and one round: shows that the bench works, and nothing else
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Throughput and CPU, with mosquitto between
+    Mqtt,
+    /// Time from event to result at low rates
+    Latency,
+    /// Memory idle and after load
+    Memory,
+    /// Start to first result
+    Start,
+    /// Invocations in process
+    Invoke,
+    /// Models through a function
+    Inference,
+    /// Durable records
+    Append,
+}
+
+impl Options {
+    const fn rounds(&self) -> usize {
+        if self.quick { 1 } else { 5 }
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<_> = std::env::args().collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        // One thread, and no more: the reference is to be cheap.
+        [_, REFERENCE_LOOP, port] => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(bare::run(port.parse()?))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        [_, REFERENCE_INFERENCE, library, models] => {
+            inference::alone(Path::new(library), Path::new(models))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => {
+            let options = Options::parse();
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let figures = runtime.block_on(measure(&options))?;
+            report::print(&figures, &process::machine(), options.json)?;
+            let met = options.quick || figures.iter().all(Figure::is_met);
+            Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}
+
+async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    if options.wants(Part::Invoke) {
+        figures.extend(invoke::measure(options).await?);
+    }
+    if options.wants(Part::Inference) {
+        figures.extend(inference::measure(options).await?);
+    }
+    if options.wants(Part::Append) {
+        figures.extend(append::measure(options).await?);
+    }
+    if [Part::Mqtt, Part::Latency, Part::Start, Part::Memory].into_iter().any(|part| options.wants(part)) {
+        let mut site = Site::start().await?;
+        if options.wants(Part::Mqtt) {
+            figures.extend(mqtt::measure(&mut site, options)?);
+        }
+        if options.wants(Part::Latency) {
+            figures.extend(mqtt::latency(&mut site, options)?);
+        }
+        if options.wants(Part::Start) {
+            figures.extend(footprint::start(&mut site, options)?);
+        }
+        if options.wants(Part::Memory) {
+            figures.extend(footprint::memory(&mut site, options)?);
+        }
+    }
+    Ok(figures)
+}

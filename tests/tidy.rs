@@ -1,0 +1,163 @@
+//! The absences of docs/architecture.md, and other habits of the house: what nobody sees when it creeps in.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A name that only some places may use.
+struct Home {
+    /// As it stands in the code.
+    name: &'static str,
+    /// Where it may.
+    only_in: &'static [&'static str],
+    why: &'static str,
+}
+
+const HOMES: &[Home] = &[
+    Home { name: "wasmtime", only_in: &["agent/src/runtime"], why: "only runtime/ knows wasmtime" },
+    Home { name: "ort::", only_in: &["agent/src/inference"], why: "only inference/ knows ONNX Runtime" },
+    Home { name: "tract_", only_in: &["agent/src/inference"], why: "only inference/ knows tract" },
+    Home { name: "sled::", only_in: &["agent/src/journal"], why: "only the journal knows sled" },
+    Home { name: "rumqttc::", only_in: &["agent/src/broker"], why: "only broker/ knows the client" },
+    Home { name: "rmqtt::", only_in: &["agent/src/broker"], why: "only broker/ knows the embedded broker" },
+    Home { name: "axum::", only_in: &["agent/src/api", "agent/src/telemetry/otlp.rs"], why: "only api/ serves HTTP" },
+    Home { name: "clap::", only_in: &["agent/src/cli", "agent/src/main.rs"], why: "only cli/ knows the command line" },
+    Home { name: "SystemTime::now", only_in: &["agent/src/clock.rs"], why: "only clock.rs reads the time" },
+    Home { name: "Instant::now", only_in: &["agent/src/clock.rs"], why: "only clock.rs reads the time" },
+    Home { name: "env::var", only_in: &["agent/src/config"], why: "only config/ reads the environment" },
+    Home {
+        name: ".instantiate(",
+        only_in: &["agent/src/dispatch", "agent/src/cli/throwaway.rs", "agent/src/runtime"],
+        why: "functions are invoked by dispatch only",
+    },
+    Home { name: "e2e::", only_in: &[], why: "nothing uses the tests" },
+];
+
+/// Longest Rust file: past this it is two things.
+const LINES_MAX: usize = 600;
+
+fn repository() -> PathBuf {
+    e2e::repository()
+}
+
+/// Our own files, relative to the repository: those that git knows or would add.
+fn files() -> Vec<PathBuf> {
+    let listed =
+        Command::new("git").args(["ls-files", "-co", "--exclude-standard"]).current_dir(repository()).output().unwrap();
+    assert!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let files = listed.lines().map(PathBuf::from).filter(|file| !file.starts_with("functions/wit/deps"));
+    files.filter(|file| repository().join(file).is_file()).collect()
+}
+
+fn text(file: &Path) -> Option<String> {
+    String::from_utf8(std::fs::read(repository().join(file)).unwrap()).ok()
+}
+
+fn rust_files(under: &str) -> Vec<(PathBuf, String)> {
+    let files =
+        files().into_iter().filter(|file| file.starts_with(under) && file.extension().is_some_and(|e| e == "rs"));
+    files.filter_map(|file| text(&file).map(|text| (file, text))).collect()
+}
+
+/// A line as code: without its comment, and nothing of the tests at the end of a file.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = text.lines().enumerate().take_while(|(_, line)| line.trim() != "mod tests {");
+    lines.map(|(n, line)| (n + 1, line.split("//").next().unwrap_or_default()))
+}
+
+fn none(what: &str, found: &[String]) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+#[test]
+fn each_dependency_has_one_home() {
+    let mut found = Vec::new();
+    for (file, text) in rust_files("agent/src") {
+        if file.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs") {
+            continue;
+        }
+        for (n, line) in code(&text) {
+            for home in HOMES {
+                let at = line.find(home.name);
+                let whole = at.is_some_and(|at| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
+                if (whole || home.name.starts_with('.') && at.is_some())
+                    && !home.only_in.iter().any(|place| file.starts_with(place))
+                {
+                    found.push(format!("{}:{n}: {}", file.display(), home.why));
+                }
+            }
+        }
+    }
+    none("architecture", &found);
+}
+
+#[test]
+fn files_are_one_thing_each() {
+    let mut found = Vec::new();
+    for (file, text) in rust_files("") {
+        let lines = text.lines().count();
+        if lines > LINES_MAX {
+            found.push(format!("{}: {lines} lines, more than {LINES_MAX}", file.display()));
+        }
+    }
+    none("too long", &found);
+}
+
+/// Nothing of the machine that it was written on, and nothing left for later.
+#[test]
+fn nothing_is_left_over() {
+    // Put together here, so that this file does not find itself.
+    let never = [
+        ["TO", "DO"].concat(),
+        ["FIX", "ME"].concat(),
+        ["X", "XX "].concat(),
+        ["/ro", "ot/"].concat(),
+        ["/wo", "rk/"].concat(),
+        ["/ho", "me/"].concat(),
+    ];
+    let mut found = Vec::new();
+    for file in files() {
+        let Some(text) = text(&file) else { continue };
+        for (n, line) in text.lines().enumerate() {
+            for word in never.iter().filter(|word| line.contains(word.as_str())) {
+                found.push(format!("{}:{}: `{word}`", file.display(), n + 1));
+            }
+        }
+    }
+    none("left over", &found);
+}
+
+/// A promise that a test, or a page, cites is one of docs/spec; each is cited by some test.
+#[test]
+fn promises_are_cited_as_they_are_written() {
+    let is_id = |id: &str| {
+        let number = id.rsplit_once('-').map(|(word, number)| (word, number.parse::<u32>()));
+        number.is_some_and(|(word, number)| {
+            !word.is_empty() && number.is_ok() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+        })
+    };
+    let cited = |text: &str| -> Vec<String> {
+        text.split('[')
+            .skip(1)
+            .filter_map(|rest| rest.split_once(']'))
+            .map(|(id, _)| id.to_owned())
+            .filter(|id| is_id(id))
+            .collect()
+    };
+    let (mut promised, mut elsewhere) = (std::collections::BTreeSet::new(), Vec::new());
+    for file in files() {
+        let Some(text) = text(&file) else { continue };
+        let kind = file.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
+        if file.starts_with("docs/spec") && kind == "md" {
+            promised.extend(cited(&text));
+        } else if kind == "rs" || kind == "md" {
+            let lines = text.lines().filter(|line| kind == "md" || line.trim_start().starts_with("//"));
+            elsewhere.extend(lines.flat_map(cited).map(|id| (file.clone(), id)));
+        }
+    }
+    let unknown = elsewhere.iter().filter(|(_, id)| !promised.contains(id));
+    let unknown: Vec<_> = unknown.map(|(file, id)| format!("{}: [{id}] is not in docs/spec", file.display())).collect();
+    none("promises", &unknown);
+}
