@@ -27,6 +27,10 @@ bench *arguments:
     cargo build --release -p tidegate -p e2e
     target/release/bench {{ arguments }}
 
+# Fuzz each parser, or those that are named, for so many seconds.
+fuzz seconds="60" *parsers:
+    tests/fuzz/run {{ seconds }} {{ parsers }}
+
 # Make the components of the examples again, and their lock.
 functions:
     functions/build-examples

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::clock::Clock;
 
@@ -32,6 +32,102 @@ pub struct Event {
     pub hops: u32,
 }
 
+/// Layout of [`Event::encode`].
+const FORMAT: u8 = 1;
+/// The length that stands for no text at all.
+const NONE: u32 = u32::MAX;
+
+impl Event {
+    /// The event whole, for the journal: a small header, then the payload as it is.
+    ///
+    /// ```text
+    /// format u8 | hops u32 | time u64 | id, source, kind, subject, content type, trace parent | attributes u32, each two | data
+    /// ```
+    /// Integers are little-endian; a text, and the data, is its length as u32 and its bytes.
+    pub fn encode(&self) -> Bytes {
+        let attributes: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+        let texts = self.id.len() + self.source.len() + self.kind.len();
+        let optional = [&self.subject, &self.content_type, &self.trace_parent];
+        let more: usize = optional.iter().filter_map(|text| text.as_ref()).map(|text| text.len()).sum();
+        let mut out = BytesMut::with_capacity(64 + texts + more + attributes + self.data.len());
+        out.put_u8(FORMAT);
+        out.put_u32_le(self.hops);
+        out.put_u64_le(self.time_ms);
+        for text in [&self.id[..], &self.source, &self.kind] {
+            put(&mut out, text.as_bytes());
+        }
+        for text in optional {
+            match text {
+                Some(text) => put(&mut out, text.as_bytes()),
+                None => out.put_u32_le(NONE),
+            }
+        }
+        out.put_u32_le(length(self.attributes.len()));
+        for (name, value) in &self.attributes {
+            put(&mut out, name.as_bytes());
+            put(&mut out, value.as_bytes());
+        }
+        put(&mut out, &self.data);
+        out.freeze()
+    }
+
+    /// What [`Event::encode`] wrote; `None` when it is not that. The payload is not copied.
+    pub fn decode(mut bytes: Bytes) -> Option<Self> {
+        if bytes.try_get_u8().ok()? != FORMAT {
+            return None;
+        }
+        let (hops, time_ms) = (bytes.try_get_u32_le().ok()?, bytes.try_get_u64_le().ok()?);
+        let (id, source, kind) = (text(&mut bytes)??, text(&mut bytes)??, text(&mut bytes)??);
+        let (subject, content_type, trace_parent) = (text(&mut bytes)?, text(&mut bytes)?, text(&mut bytes)?);
+        let count = bytes.try_get_u32_le().ok()?;
+        let mut attributes = Vec::new();
+        for _ in 0..count {
+            attributes.push((text(&mut bytes)??, text(&mut bytes)??));
+        }
+        let data = take(&mut bytes)??;
+        bytes.is_empty().then(|| Self {
+            id: id.into(),
+            source: source.into(),
+            kind: Cow::Owned(kind),
+            subject: subject.map(Into::into),
+            time_ms,
+            content_type: content_type.map(Into::into),
+            attributes,
+            data,
+            trace_parent: trace_parent.map(Into::into),
+            hops,
+        })
+    }
+}
+
+/// Limits bound what makes an event far below 4 GiB.
+fn length(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(NONE - 1)
+}
+
+fn put(out: &mut BytesMut, bytes: &[u8]) {
+    out.put_u32_le(length(bytes.len()));
+    out.put_slice(bytes);
+}
+
+/// The next bytes, or that there are none; `None` when what follows is not that.
+fn take(bytes: &mut Bytes) -> Option<Option<Bytes>> {
+    match bytes.try_get_u32_le().ok()? {
+        NONE => Some(None),
+        length => {
+            let length = usize::try_from(length).ok().filter(|length| *length <= bytes.len())?;
+            Some(Some(bytes.split_to(length)))
+        }
+    }
+}
+
+fn text(bytes: &mut Bytes) -> Option<Option<String>> {
+    match take(bytes)? {
+        None => Some(None),
+        Some(bytes) => std::str::from_utf8(&bytes).ok().map(|text| Some(text.to_owned())),
+    }
+}
+
 /// A new event id: UUID version 7, so that ids sort by time.
 pub fn new_id() -> Arc<str> {
     // Ids are no secrets: two for each event would ask the kernel for randomness more often than for anything else.
@@ -45,6 +141,47 @@ pub fn new_id() -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn event() -> Event {
+        Event {
+            id: new_id(),
+            source: "mqtt:local".into(),
+            kind: Cow::Borrowed("mqtt.message"),
+            subject: Some("sensors/ä".into()),
+            time_ms: 1_774_742_400_000,
+            content_type: None,
+            attributes: vec![("site".to_owned(), "3".to_owned()), (String::new(), String::new())],
+            data: Bytes::from_static(b"\xff\x00{}"),
+            trace_parent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+            hops: 3,
+        }
+    }
+
+    #[test]
+    fn an_event_comes_back_whole_from_its_bytes() {
+        for event in [event(), Event::default(), Event { subject: None, content_type: Some("a/b".into()), ..event() }] {
+            assert_eq!(Event::decode(event.encode()), Some(event));
+        }
+    }
+
+    #[test]
+    fn damaged_bytes_are_no_event_or_a_whole_one() {
+        let whole = event().encode();
+        for cut in 0..whole.len() {
+            assert_eq!(Event::decode(whole.slice(..cut)), None, "cut at {cut}");
+        }
+        assert_eq!(Event::decode([&whole[..], b"x"].concat().into()), None);
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut flipped = whole.to_vec();
+                flipped[at] ^= 1 << bit;
+                let flipped = Bytes::from(flipped);
+                if let Some(event) = Event::decode(flipped.clone()) {
+                    assert_eq!(event.encode(), flipped, "byte {at}, bit {bit}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn ids_are_unique_and_sort_by_time() {

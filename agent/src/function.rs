@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::capability::Capabilities;
-use crate::config::function::{DestinationConfig, Isolation, RetryConfig, TriggerConfig};
+use crate::config::function::{DestinationConfig, IdempotencyConfig, Isolation, Order, RetryConfig, TriggerConfig};
 use crate::name::FunctionName;
 use crate::units::{ByteSize, Span};
 
@@ -36,6 +36,10 @@ pub struct FunctionSpec {
     pub capabilities: Capabilities,
     /// Further attempts.
     pub retry: RetryConfig,
+    /// Which events run once.
+    pub idempotency: Option<IdempotencyConfig>,
+    /// Which events wait for each other.
+    pub order: Order,
     /// Where the returned value goes.
     pub on_success: Vec<DestinationConfig>,
     /// Where an event that was given up on goes, beside the dead letters.

@@ -1,6 +1,7 @@
 //! One run of a handler on one event: what it is told, how it ends, and what it wants done.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,13 +153,17 @@ pub struct Effects {
     pub records: Vec<(StreamName, Bytes)>,
     /// Key-value writes, in the order of the calls.
     pub key_values: Vec<KeyValueWrite>,
+    /// What it read of its key-values: the version that it saw first. When one has changed since, its writes may be wrong.
+    pub reads: HashMap<KeyRead, u64>,
 }
 
-impl Effects {
-    /// Whether committing them needs the disk.
-    pub fn writes(&self) -> bool {
-        !self.records.is_empty() || !self.key_values.is_empty()
-    }
+/// What an invocation read of its key-values.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyRead {
+    /// In which bucket.
+    pub bucket: String,
+    /// Which key; `None` when it listed the keys of the bucket.
+    pub key: Option<String>,
 }
 
 /// Where the time of an invocation went.

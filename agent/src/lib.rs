@@ -23,11 +23,15 @@ pub mod journal;
 pub mod limits;
 pub mod metrics;
 pub mod name;
+pub mod net;
+#[doc(hidden)]
+pub mod parsers;
 pub mod receipt;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;
 pub mod templates;
+pub mod tls;
 pub mod topic;
 pub mod trigger;
 pub mod units;

@@ -1,5 +1,7 @@
 //! Every bound that the agent enforces. A field bug becomes a refused event, never a dead gateway.
 
+use std::time::Duration;
+
 use crate::units::{ByteSize, Span};
 
 /// What one function, one event and one gateway may use. Defaults fit a 512 MB board.
@@ -23,6 +25,22 @@ pub struct Limits {
     pub queue_events_max: usize,
     /// Payload bytes that wait in memory for one function, by the same rule.
     pub queue_bytes_max: ByteSize,
+    /// Events that wait in memory, for whichever function, before those of QoS 1 and 2 for the busiest one wait on disk: three
+    /// quarters of `mqtt_in_flight_max`, so that the broker can go on sending meanwhile.
+    pub spill_events: usize,
+    /// How long an event of QoS 1 or 2 waits in memory before it and those that come wait on disk: a broker of MQTT 3.1.1 may
+    /// have as few as 20 under way, and has room for 1,000 more.
+    pub spill_after: Span,
+    /// Events of one function that wait on disk, a day of one every second. With QoS 1 and 2 what comes beyond is not
+    /// acknowledged.
+    pub parked_events_max: usize,
+    /// The same in bytes.
+    pub parked_bytes_max: ByteSize,
+    /// Idempotency keys of one function that are known to be dealt with: about 5 MB of memory. Beyond, the oldest are forgotten
+    /// before their window ends.
+    pub seen_keys_max: usize,
+    /// Longest `idempotency.window`.
+    pub seen_window_max: Span,
     /// Largest event: a quarter of MQTT's packet maximum would still fill a small board.
     pub event_bytes_max: ByteSize,
     /// Largest value that a handler returns: Lambda's 6 MB would be four of these.
@@ -52,14 +70,32 @@ pub struct Limits {
     pub value_bytes_max: ByteSize,
     /// Key-value: all values of one function.
     pub key_value_bytes_max: ByteSize,
+    /// Key-value: most keys that one invocation may read; each is looked at again when it commits.
+    pub key_value_reads_max: usize,
     /// Stream record.
     pub record_bytes_max: ByteSize,
+    /// Largest record of the agent's own: an event or a publish whole, as a dead letter a third larger still.
+    pub kept_bytes_max: ByteSize,
+    /// Publishes for one broker that were committed and are not confirmed: a week of 100 bytes a second. When it is full, functions
+    /// that need it wait.
+    pub outbox_bytes_max: ByteSize,
+    /// A segment of the journal is full when this was written to it: small enough to be read at a start, large enough that a
+    /// new one is rare.
+    pub segment_bytes: ByteSize,
+    /// All streams and key-values together; beyond, the oldest records of the lowest priority go, and are counted.
+    pub buffer_bytes_max: ByteSize,
+    /// Records of streams with `durability = "1s"` or more that wait in memory; beyond, they are written at once.
+    pub held_bytes_max: ByteSize,
     /// QoS 1 and 2 messages that a broker may have under way to the agent (MQTT 5 receive maximum).
     pub mqtt_in_flight_max: u16,
     /// Publishes that wait for their PUBACK, per broker.
     pub mqtt_unconfirmed_max: u16,
     /// Messages that the embedded broker keeps for one client that is away or slow; beyond, the oldest are dropped and counted.
     pub broker_queue_messages_max: usize,
+    /// Messages that the embedded broker has acknowledged from disk while functions work on them; beyond, devices wait.
+    pub broker_held_messages_max: usize,
+    /// Their budget on disk.
+    pub broker_held_bytes_max: ByteSize,
     /// Topics of which the embedded broker keeps a retained message.
     pub broker_retained_messages_max: usize,
     /// Environment of a function: Lambda's 4 KB.
@@ -94,6 +130,12 @@ impl Default for Limits {
             instance_idle: Span::from_secs(60),
             queue_events_max: 10_000,
             queue_bytes_max: ByteSize::mib(16),
+            spill_events: 750,
+            spill_after: Span(Duration::from_millis(250)),
+            parked_events_max: 100_000,
+            parked_bytes_max: ByteSize::mib(64),
+            seen_keys_max: 100_000,
+            seen_window_max: Span::from_secs(30 * 86_400),
             event_bytes_max: ByteSize::mib(1),
             output_bytes_max: ByteSize::mib(1),
             effects_bytes_max: ByteSize::mib(4),
@@ -108,10 +150,18 @@ impl Default for Limits {
             tensor_bytes_max: ByteSize::mib(32),
             value_bytes_max: ByteSize::mib(1),
             key_value_bytes_max: ByteSize::mib(64),
+            key_value_reads_max: 4_000,
             record_bytes_max: ByteSize::mib(1),
+            kept_bytes_max: ByteSize::mib(8),
+            outbox_bytes_max: ByteSize::mib(64),
+            segment_bytes: ByteSize::mib(4),
+            buffer_bytes_max: ByteSize::mib(1024),
+            held_bytes_max: ByteSize::mib(1),
             mqtt_in_flight_max: 1_000,
             mqtt_unconfirmed_max: 1_000,
             broker_queue_messages_max: 100_000,
+            broker_held_messages_max: 1_000,
+            broker_held_bytes_max: ByteSize::mib(16),
             broker_retained_messages_max: 10_000,
             environment_bytes_max: ByteSize(4 << 10),
             log_ring_records_max: 2_000,

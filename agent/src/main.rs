@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate::cli::{self, Args};
+use tidegate::runtime::BLOCKING_KEEP_ALIVE;
 
 fn main() -> ExitCode {
     match run(Args::parse()) {
@@ -16,6 +17,9 @@ fn run(args: Args) -> anyhow::Result<()> {
     let mut network = tokio::runtime::Builder::new_multi_thread();
     // Half of the cores: functions run on threads of their own, and compute more than the network does.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = network.worker_threads(cores.div_ceil(2)).enable_all().build()?;
-    runtime.block_on(cli::run(args))
+    network.worker_threads(cores.div_ceil(2)).thread_keep_alive(BLOCKING_KEEP_ALIVE);
+    network.enable_all().build()?.block_on(async {
+        tokio::task::spawn_blocking(|| {}).await?;
+        cli::run(args).await
+    })
 }

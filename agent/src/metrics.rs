@@ -148,8 +148,16 @@ pub struct FunctionMetrics {
     pub received: Counter,
     /// Further attempts that were made.
     pub retries: Counter,
+    /// Runs that came to nothing: what they had read was changed by another before they could commit, or an outbox was full.
+    pub conflicts: Counter,
     /// Events that were given up on.
     pub dead_letters: Counter,
+    /// Events that wait on disk now.
+    pub parked: Gauge,
+    /// Events that went to disk because too many waited in memory.
+    pub spilled: Counter,
+    /// Events that were not run, because their idempotency key was dealt with.
+    pub duplicates: Counter,
     /// Instances that were made because no warm one was free.
     pub cold_starts: Counter,
     /// Instances that exist, busy or warm.
@@ -215,7 +223,27 @@ impl Functions {
             functions.iter().flat_map(|(name, f)| by_label("outcome", name, &OUTCOMES, &f.invocations)),
         )?;
         scrape.counters("tidegate_function_retries", "Further attempts", counter(|f| &f.retries))?;
+        scrape.counters(
+            "tidegate_function_conflicts",
+            "Runs for nothing: what they had read was changed before their commit, or an outbox was full",
+            counter(|f| &f.conflicts),
+        )?;
         scrape.counters("tidegate_function_dead_letters", "Events given up on", counter(|f| &f.dead_letters))?;
+        scrape.gauges(
+            "tidegate_function_parked",
+            "Events that wait on disk",
+            functions.iter().map(|(name, f)| ([("function", name.as_str())], f.parked.get())),
+        )?;
+        scrape.counters(
+            "tidegate_function_spilled",
+            "Events that went to disk because too many waited in memory",
+            counter(|f| &f.spilled),
+        )?;
+        scrape.counters(
+            "tidegate_function_duplicates",
+            "Events that were not run, because their idempotency key was dealt with",
+            counter(|f| &f.duplicates),
+        )?;
         scrape.counters(
             "tidegate_function_cold_starts",
             "Instances made because no warm one was free",

@@ -96,6 +96,63 @@ names! {
     GatewayName = "gateway";
 }
 
+/// What the agent keeps in streams of its own, beside the users'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// Events of one function that wait on disk: for another attempt, for their turn, for room.
+    Parked,
+    /// Publishes for one broker that were committed and are not confirmed yet.
+    Outbox,
+    /// Idempotency keys of one function that were dealt with.
+    Seen,
+    /// Messages that the embedded broker has acknowledged and functions still work on.
+    Held,
+}
+
+impl Own {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Parked => "parked",
+            Self::Outbox => "outbox",
+            Self::Seen => "seen",
+            Self::Held => "held",
+        }
+    }
+}
+
+impl StreamName {
+    /// A stream of the agent's own: `~parked.fahrenheit`. No user's name starts with `~`.
+    pub fn own(what: Own, of: &str) -> Self {
+        Self(format!("~{}.{of}", what.word()).into())
+    }
+
+    /// Whose it is, when it is such a stream.
+    pub fn own_of(&self, what: Own) -> Option<FunctionName> {
+        let (kind, of) = self.0.strip_prefix('~')?.split_once('.')?;
+        let of = FunctionName::parse(of).ok()?;
+        (kind == what.word()).then_some(of)
+    }
+
+    /// Whether it is the agent's own.
+    pub fn is_own(&self) -> bool {
+        self.0.starts_with('~')
+    }
+
+    /// Checks a name that was read from disk: a user's, or the agent's own.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn parse_stored(name: &str) -> Result<Self, NameError> {
+        for what in [Own::Parked, Own::Outbox, Own::Seen, Own::Held] {
+            let prefix = Self::own(what, "");
+            if let Some(of) = name.strip_prefix(prefix.as_str()) {
+                return Self::parse(of).map(|of| Self::own(what, of.as_str()));
+            }
+        }
+        Self::parse(name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,11 +8,51 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-type OnSettled = Box<dyn FnOnce(Result<(), String>) + Send>;
+/// Why an event's work, or a publish, did not come to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotKept {
+    /// It may go well another time: the disk is full, the broker is away, the agent stops.
+    #[error("{0}")]
+    NotNow(String),
+    /// It goes as badly each time: the broker does not take such a message. Trying again would hold up the others for ever.
+    #[error("{0}")]
+    ForGood(String),
+}
+
+impl NotKept {
+    /// Whether trying again is of no use.
+    pub fn is_for_good(&self) -> bool {
+        matches!(self, Self::ForGood(_))
+    }
+}
+
+impl From<String> for NotKept {
+    fn from(why: String) -> Self {
+        Self::NotNow(why)
+    }
+}
+
+impl From<&str> for NotKept {
+    fn from(why: &str) -> Self {
+        Self::NotNow(why.to_owned())
+    }
+}
+
+type OnSettled = Box<dyn FnOnce(Result<(), NotKept>) + Send>;
 
 struct Inner {
     on_settled: Mutex<Option<OnSettled>>,
-    broken: Mutex<Option<String>>,
+    broken: Mutex<Option<NotKept>>,
+}
+
+impl Inner {
+    /// The first reason is the one told, but one that may pass comes before one that stays: trying again can still help.
+    fn break_with(&self, why: NotKept) {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if broken.as_ref().is_none_or(|told| told.is_for_good() && !why.is_for_good()) {
+            *broken = Some(why);
+        }
+    }
 }
 
 impl Drop for Inner {
@@ -33,7 +73,7 @@ pub struct Receipt {
 
 impl Receipt {
     /// A promise; `on_settled` hears how it went, on whichever thread is last, so it must be quick.
-    pub fn new(on_settled: impl FnOnce(Result<(), String>) + Send + 'static) -> Self {
+    pub fn new(on_settled: impl FnOnce(Result<(), NotKept>) + Send + 'static) -> Self {
         let inner = Inner { on_settled: Mutex::new(Some(Box::new(on_settled))), broken: Mutex::new(None) };
         Self { inner: Arc::new(inner), kept: false }
     }
@@ -43,10 +83,10 @@ impl Receipt {
         self.kept = true;
     }
 
-    /// This share's work cannot be done.
-    pub fn fail(mut self, why: impl Into<String>) {
+    /// This share's work is not done. A reason that is only text may pass: [`NotKept::NotNow`].
+    pub fn fail(mut self, why: impl Into<NotKept>) {
         self.kept = true;
-        self.inner.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why.into());
+        self.inner.break_with(why.into());
     }
 }
 
@@ -59,8 +99,7 @@ impl Clone for Receipt {
 impl Drop for Receipt {
     fn drop(&mut self) {
         if !self.kept {
-            let mut broken = self.inner.broken.lock().unwrap_or_else(PoisonError::into_inner);
-            broken.get_or_insert_with(|| "the work was abandoned".to_owned());
+            self.inner.break_with("the work was abandoned".into());
         }
     }
 }
@@ -75,7 +114,7 @@ impl fmt::Debug for Receipt {
 mod tests {
     use super::*;
 
-    fn receipt() -> (Receipt, std::sync::mpsc::Receiver<Result<(), String>>) {
+    fn receipt() -> (Receipt, std::sync::mpsc::Receiver<Result<(), NotKept>>) {
         let (sender, receiver) = std::sync::mpsc::channel();
         (Receipt::new(move |result| sender.send(result).unwrap()), receiver)
     }
@@ -96,7 +135,7 @@ mod tests {
         let other = receipt.clone();
         drop(other);
         receipt.keep();
-        assert_eq!(settled.try_recv().unwrap(), Err("the work was abandoned".to_owned()));
+        assert_eq!(settled.try_recv().unwrap(), Err("the work was abandoned".into()));
     }
 
     #[test]
@@ -104,6 +143,19 @@ mod tests {
         let (receipt, settled) = receipt();
         receipt.clone().fail("disk full");
         receipt.fail("too late");
-        assert_eq!(settled.try_recv().unwrap(), Err("disk full".to_owned()));
+        assert_eq!(settled.try_recv().unwrap(), Err("disk full".into()));
+    }
+
+    #[test]
+    fn a_reason_that_may_pass_comes_before_one_that_stays() {
+        for (first, second) in [(true, false), (false, true)] {
+            let (receipt, settled) = receipt();
+            for for_good in [first, second] {
+                let why = if for_good { NotKept::ForGood("too large".to_owned()) } else { "disk full".into() };
+                receipt.clone().fail(why);
+            }
+            receipt.keep();
+            assert_eq!(settled.try_recv().unwrap(), Err("disk full".into()));
+        }
     }
 }

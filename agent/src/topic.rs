@@ -92,6 +92,11 @@ impl TopicFilter {
         &self.text
     }
 
+    /// Whether it is `$share/GROUP/FILTER`.
+    pub fn is_shared(&self) -> bool {
+        self.start > 0
+    }
+
     /// Whether a message on `topic` is meant. Topics that start with `$` are only matched by filters that do.
     pub fn matches(&self, topic: &str) -> bool {
         let filter = &self.text[self.start..];

@@ -52,8 +52,8 @@ fn key_value(key: &str, value: Option<&str>) -> (FunctionName, KeyValueWrite) {
 }
 
 fn get(journal: &Journal, key: &str) -> Option<String> {
-    let value = journal.key_value_get(&mean(), "minutes", key).unwrap();
-    value.map(|value| String::from_utf8(value.to_vec()).unwrap())
+    let stored = journal.key_value_get(&mean(), "minutes", key).unwrap();
+    stored.value.map(|value| String::from_utf8(value.to_vec()).unwrap())
 }
 
 fn read(journal: &Journal, after: u64) -> Vec<Record> {
@@ -115,19 +115,6 @@ async fn commits_that_wait_together_share_a_sync() {
     let status = journal.journal_status();
     assert_eq!(status.commits, 500);
     assert!(status.syncs < 250, "{} syncs", status.syncs);
-}
-
-#[tokio::test]
-async fn a_stream_with_durability_1s_is_on_disk_within_that_time() {
-    let dir = TempDir::new().unwrap();
-    let relaxed = StreamConfig { durability: Durability::Every(Span::from_secs(1)), ..StreamConfig::default() };
-    let journal = open_with(dir.path(), relaxed, Clock::system()).unwrap();
-    let mut newest = journal.subscribe(&readings());
-    for n in 0..100 {
-        journal.commit(record(format!("{n}"))).await.unwrap();
-    }
-    tokio::time::timeout(Duration::from_secs(5), newest.wait_for(|newest| *newest == 100)).await.unwrap().unwrap();
-    assert!(journal.journal_status().syncs < 10, "{} syncs", journal.journal_status().syncs);
 }
 
 /// Not a test: what [`a_killed_agent_loses_nothing_that_was_committed`] starts and kills. It commits from four tasks, and
@@ -331,9 +318,9 @@ async fn records_past_their_age_go_and_are_counted() {
     let hour = StreamConfig { max_age: Some(Span::from_secs(3600)), ..StreamConfig::default() };
     let journal = open_with(dir.path(), hour, clock.clone()).unwrap();
     journal.commit(record_at(1_000_000, "old")).await.unwrap();
-    clock.set(1_000_000 + 3_000_000);
+    clock.pass(Duration::from_secs(3000));
     journal.commit(record_at(4_000_000, "new")).await.unwrap();
-    clock.set(1_000_000 + 3_600_001);
+    clock.pass(Duration::from_millis(600_001));
     eventually("the old one goes", || status(&journal).dropped_by_age == 1).await;
     assert_eq!(texts(&read(&journal, 0)), ["new"]);
 }
@@ -360,7 +347,7 @@ async fn a_key_value_outlives_the_segments() {
     drop(journal);
     let journal = open(dir.path());
     assert_eq!((get(&journal, "kept").as_deref(), get(&journal, "gone")), (Some("1"), None));
-    assert_eq!(journal.key_value_keys(&mean(), "minutes").unwrap(), ["kept"]);
+    assert_eq!(journal.key_value_keys(&mean(), "minutes").unwrap().1, ["kept"]);
     assert_eq!(status(&journal).newest_sequence, 12_000);
 }
 
@@ -384,9 +371,9 @@ async fn key_values_are_private_and_bounded() {
     journal.commit(Batch { key_values: vec![key_value("b", None)], ..Batch::default() }).await.unwrap();
     journal.commit(put("c", 100)).await.unwrap();
     let other = FunctionName::parse("mean2").unwrap();
-    assert_eq!(journal.key_value_get(&other, "minutes", "a").unwrap(), None);
-    assert_eq!(journal.key_value_keys(&mean(), "minute").unwrap(), Vec::<String>::new());
-    assert_eq!(journal.key_value_keys(&mean(), "minutes").unwrap(), ["a", "c"]);
+    assert_eq!(journal.key_value_get(&other, "minutes", "a").unwrap().value, None);
+    assert_eq!(journal.key_value_keys(&mean(), "minute").unwrap().1, Vec::<String>::new());
+    assert_eq!(journal.key_value_keys(&mean(), "minutes").unwrap().1, ["a", "c"]);
 }
 
 #[tokio::test]
@@ -473,10 +460,10 @@ async fn two_agents_cannot_share_a_journal() {
 async fn a_journal_of_a_newer_agent_is_left_alone() {
     let dir = TempDir::new().unwrap();
     drop(open(dir.path()));
-    let name = "tidegate journal 2";
+    let name = "tidegate journal 3";
     fs::write(dir.path().join("format"), format!("{name} {:08x}\n", crc32c::crc32c(name.as_bytes()))).unwrap();
     let error = open_with(dir.path(), StreamConfig::default(), Clock::system()).unwrap_err().to_string();
-    assert!(error.contains("has format `tidegate journal 2`, and this agent knows up to 1"), "{error}");
+    assert!(error.contains("has format `tidegate journal 3`, and this agent knows up to 2"), "{error}");
 }
 
 /// Fills a journal with `records` records and some key-values, and closes it.
@@ -584,14 +571,13 @@ async fn what_can_be_read_of_a_damaged_segment_is_brought_out() {
     let dir = TempDir::new().unwrap();
     filled(dir.path(), 1000).await;
     let segment = segments(dir.path()).pop().unwrap();
-    for entry in fs::read_dir(&segment).unwrap().map(|entry| entry.unwrap().path()) {
-        if entry.file_name().unwrap().to_string_lossy().starts_with("snap") {
-            fs::write(entry, "rubbish").unwrap();
-        }
-    }
-    fs::write(segment.join("conf"), "rubbish that is long enough").unwrap();
+    let mut bytes = fs::read(segment.join("log")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(segment.join("log"), bytes).unwrap();
     let journal = open(dir.path());
-    assert_eq!(read(&journal, 0).len(), 990, "all but the acknowledged ones");
+    let kept = read(&journal, 0).len();
+    assert!((958..=990).contains(&kept), "{kept}: all but the acknowledged ones, and the block with the damage");
     assert_eq!(get(&journal, "latest").as_deref(), Some("1000"));
     assert_eq!(journal.journal_status().set_aside, 1);
     assert!(

@@ -4,17 +4,22 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use support::certificates::Authority;
-use support::{PATIENCE, Peer, a_while, config, embedded, eventually, message};
-use tidegate::broker::Link;
-use tidegate::broker::embedded::EmbeddedBroker;
+use support::{Heard, PATIENCE, Peer, a_while, config, embedded, eventually, message};
+use tidegate::broker::embedded::{EmbeddedBroker, Intake};
+use tidegate::broker::{Link, OnMessage};
+use tidegate::clock::Clock;
 use tidegate::config::MqttConfig;
 use tidegate::invocation::Publish;
+use tidegate::journal::{Journal, JournalConfig};
 use tidegate::limits::Limits;
 use tidegate::receipt::Receipt;
+use tidegate::topic::TopicFilter;
+use tidegate::units::Span;
 
 /// On a free port of loopback.
 const ANYONE: &str = "listen = '127.0.0.1:0'\n";
@@ -128,6 +133,194 @@ async fn a_retained_message_waits_for_subscribers() {
         assert!(heard.messages()[0].retain);
         later.broker.disconnect(PATIENCE).await;
     }
+    broker.stop().await;
+}
+
+/// One with functions behind it: what they are handed, they hold.
+async fn with_functions(text: &str) -> (EmbeddedBroker, Arc<Heard>) {
+    let intake = Arc::new(Intake::new(None, &Limits::default(), Clock::system()));
+    let broker = EmbeddedBroker::start_with(&embedded(text), &Limits::default(), Some(intake)).await.unwrap();
+    let heard = Arc::new(Heard::default());
+    listen(&broker, "a/#", &heard);
+    (broker, heard)
+}
+
+fn listen(broker: &EmbeddedBroker, filter: &str, heard: &Arc<Heard>) {
+    broker.hear(vec![TopicFilter::parse(filter).unwrap()], Arc::clone(heard) as Arc<dyn OnMessage>);
+}
+
+/// A device hears that its message arrived when what became of it is safe, and not before; other clients get it too.
+#[tokio::test]
+async fn a_device_is_acknowledged_when_its_message_is_taken_care_of() {
+    let (broker, heard) = with_functions(ANYONE).await;
+    let mut n = 0;
+    for version in [5, 3] {
+        let device = Peer::connect("device", &config(&url(&broker), version));
+        let display = Peer::connect("display", &config(&url(&broker), version));
+        let shown = display.hear(&[("a/#", 2)], true).await;
+        for qos in [1, 2] {
+            let mut published = device.publish("a/1", qos, qos.to_string()).await;
+            n += 1;
+            heard.payloads(n).await;
+            a_while().await;
+            assert!(published.is_open(), "acknowledged before its message was handled");
+            heard.receipt(n - 1).keep();
+            published.settled().await.unwrap();
+        }
+        device.publish("a/1", 0, "0").await.settled().await.unwrap();
+        n += 1;
+        heard.payloads(n).await;
+        assert_eq!(shown.payloads(3).await, ["1", "2", "0"]);
+    }
+    broker.stop().await;
+}
+
+/// What could not be handled within the device's patience is not acknowledged: the device comes back with it.
+#[tokio::test]
+async fn what_is_not_taken_care_of_is_not_acknowledged_and_comes_again() {
+    let (broker, heard) = with_functions(ANYONE).await;
+    for version in [5, 3] {
+        let before = heard.count();
+        let keep_alive = Span::from_secs(1);
+        let device = Peer::connect("device", &MqttConfig { keep_alive, ..config(&url(&broker), version) });
+        let mut published = device.publish("a/1", 1, "1").await;
+        heard.payloads(before + 2).await;
+        assert!(published.is_open());
+        eventually("it has come again by another connection", || device.broker.status().reconnects > 0).await;
+        let last = heard.payloads(before + 2).await.len() - 1;
+        heard.receipt(last).keep();
+        // Perhaps it has come once more meanwhile.
+        for i in last + 1..heard.count() {
+            heard.receipt(i).keep();
+        }
+        published.settled().await.unwrap();
+    }
+    assert_eq!(broker.dropped(), 0, "nothing is lost: its sender has it");
+    broker.stop().await;
+}
+
+/// A function that takes longer than a device waits: the message goes to disk, the device is acknowledged, and after a crash the
+/// function gets it again, until it has taken care of it.
+#[tokio::test]
+async fn a_slow_function_gets_its_message_from_disk_if_it_must() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = async |run: &str, heard: &Arc<Heard>| {
+        let limits = Arc::new(Limits::default());
+        let config = JournalConfig { streams: BTreeMap::new(), limits: Arc::clone(&limits) };
+        let journal = Arc::new(Journal::open(&folder.path().join(run), config, Clock::system()).unwrap());
+        let intake = Arc::new(Intake::new(Some(Arc::clone(&journal)), &limits, Clock::system()));
+        let broker = EmbeddedBroker::start_with(&embedded(ANYONE), &limits, Some(intake)).await.unwrap();
+        listen(&broker, "a/#", heard);
+        (broker, journal)
+    };
+    // The broker's sessions outlive it within this process, and the journal with them: the next run gets a copy.
+    let crash = async |(broker, journal): (EmbeddedBroker, Arc<Journal>), run: &str, next: &str| {
+        broker.stop().await;
+        journal.close().await.unwrap();
+        let copied = std::process::Command::new("cp").arg("-r").args([run, next]).current_dir(folder.path()).status();
+        assert!(copied.unwrap().success());
+    };
+    let heard = Arc::new(Heard::default());
+    let first = run("1", &heard).await;
+    for version in [5, 3] {
+        let device = Peer::connect("device", &config(&url(&first.0), version));
+        device.publish("a/1", 2, version.to_string()).await.settled().await.unwrap();
+    }
+    assert_eq!(heard.payloads(2).await, ["5", "3"]);
+    assert_eq!(first.1.own_status().iter().map(|stream| stream.records).sum::<u64>(), 2);
+    // One is done before the crash.
+    heard.receipt(0).keep();
+    eventually("it leaves the disk", || first.1.own_status().iter().map(|stream| stream.records).sum::<u64>() == 1)
+        .await;
+    crash(first, "1", "2").await;
+
+    let heard = Arc::new(Heard::default());
+    let second = run("2", &heard).await;
+    assert_eq!(heard.payloads(1).await, ["3"]);
+    assert!(heard.messages()[0].duplicate);
+    heard.receipt(0).keep();
+    eventually("it leaves the disk", || second.1.own_status().iter().map(|stream| stream.records).sum::<u64>() == 0)
+        .await;
+    crash(second, "2", "3").await;
+
+    let heard = Arc::new(Heard::default());
+    let third = run("3", &heard).await;
+    a_while().await;
+    assert_eq!(heard.count(), 0);
+    third.0.stop().await;
+}
+
+/// What the agent publishes is heard by its own functions once, with what it carries, and waits for them.
+#[tokio::test]
+async fn the_agents_own_publish_is_heard_once() {
+    let (broker, heard) = with_functions(ANYONE).await;
+    let own = MqttConfig { client_id: Some(broker.own_client_id().to_owned()), ..config(&url(&broker), 5) };
+    let agent = Peer::connect("agent", &own);
+    let agent = Peer { broker: agent.broker.beside(broker.intake().cloned()), state: agent.state };
+    let display = Peer::connect("display", &config(&url(&broker), 3));
+    let shown = display.hear(&[("a/#", 1)], true).await;
+    let mut published = agent.publish("a/1", 1, "1").await;
+    assert_eq!(shown.payloads(1).await, ["1"]);
+    a_while().await;
+    assert!(published.is_open());
+    assert_eq!(heard.payloads(1).await, ["1"]);
+    heard.receipt(0).keep();
+    published.settled().await.unwrap();
+    assert_eq!(heard.count(), 1);
+    broker.stop().await;
+}
+
+/// A publish outside of a user's filters does not reach a function, nor does a last will.
+#[tokio::test]
+async fn functions_hear_only_what_a_user_may_publish() {
+    use rumqttc::{AsyncClient, Event, LastWill, MqttOptions, Packet, QoS};
+    let folder = tempfile::tempdir().unwrap();
+    let (broker, heard) = with_functions(&users(folder.path(), "")).await;
+    listen(&broker, "#", &heard);
+    let device_file = folder.path().join("device");
+    let device = Peer::connect("device", &login(config(&url(&broker), 5), "device", &device_file));
+    device.publish("results/1", 1, "outside").await.settled().await.unwrap_err();
+
+    let with_will = async |topic: &str| {
+        let mut options = MqttOptions::new("dying", "127.0.0.1", broker.address().port());
+        options.set_credentials("device", "secret");
+        options.set_last_will(LastWill::new(topic, "gone", QoS::AtLeastOnce, false));
+        let (_client, mut events) = AsyncClient::new(options, 1);
+        // The connection is let go without a word.
+        matches!(events.poll().await, Ok(Event::Incoming(Packet::ConnAck(_))))
+    };
+    assert!(!with_will("results/1").await);
+    assert!(with_will("sensors/1").await);
+    assert_eq!(heard.payloads(1).await, ["gone"]);
+    a_while().await;
+    assert_eq!(heard.count(), 1);
+    broker.stop().await;
+}
+
+/// What is retained comes to a function whose trigger is new, marked, and not again when another one is added.
+#[tokio::test]
+async fn a_new_trigger_hears_what_is_retained() {
+    let (broker, heard) = with_functions(ANYONE).await;
+    let device = Peer::connect("device", &config(&url(&broker), 5));
+    for topic in ["b/1", "c/1"] {
+        let retained = Publish { retain: true, ..message(topic, 1, topic) };
+        device.broker.publish(retained, Receipt::new(|_| ())).await;
+    }
+    // Nobody listens on these yet, so they are handed out and hold nothing up.
+    for i in 0..2 {
+        heard.payloads(i + 1).await;
+        heard.receipt(i).keep();
+    }
+    eventually("they are kept", || device.broker.status().published == 2).await;
+    let filter = |text: &str| TopicFilter::parse(text).unwrap();
+    let to = || Arc::clone(&heard) as Arc<dyn OnMessage>;
+    broker.hear(vec![filter("a/#"), filter("b/#")], to());
+    assert_eq!(heard.payloads(3).await[2], "b/1");
+    assert!(heard.messages()[2].retain);
+    broker.hear(vec![filter("a/#"), filter("b/#"), filter("c/+")], to());
+    assert_eq!(heard.payloads(4).await[3], "c/1");
+    a_while().await;
+    assert_eq!(heard.count(), 4);
     broker.stop().await;
 }
 

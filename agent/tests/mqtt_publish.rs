@@ -17,7 +17,7 @@ use tidegate::receipt::Receipt;
 /// Queued is not delivered: the receipt waits for the PUBACK, over a reconnect if need be.
 #[tokio::test]
 async fn a_publish_is_done_only_when_the_broker_has_confirmed_it() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let link = CutLink::to(broker.port()).await;
         let listener = Peer::connect("listener", &config(&broker.url(), version));
@@ -42,7 +42,7 @@ async fn a_publish_is_done_only_when_the_broker_has_confirmed_it() {
 #[tokio::test]
 async fn nothing_is_lost_when_the_broker_forgets_the_session() {
     for (version, qos) in [(5, 1), (5, 2), (3, 1), (3, 2)] {
-        let mut broker = Mosquitto::start().await;
+        let mut broker = Mosquitto::forgetful().await.unwrap();
         let link = CutLink::to(broker.port()).await;
         let peer = Peer::connect("peer", &config(&link.url(), version));
         peer.reaches(Link::Up).await;
@@ -56,8 +56,8 @@ async fn nothing_is_lost_when_the_broker_forgets_the_session() {
             }
         }
         assert_eq!(peer.broker.status().unconfirmed, 200);
-        broker.stop().await;
-        broker.launch().await;
+        broker.stop().unwrap();
+        broker.resume().await.unwrap();
         let listener = Peer::connect("listener", &config(&broker.url(), version));
         let heard = listener.hear(&[("a", 2)], true).await;
         link.up();
@@ -72,7 +72,7 @@ async fn nothing_is_lost_when_the_broker_forgets_the_session() {
 /// Wherever a QoS 2 handshake is cut, the message arrives exactly once.
 #[tokio::test]
 async fn qos_2_survives_a_cut_at_each_of_its_packets() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let listener = Peer::connect("listener", &config(&broker.url(), version));
         let heard = listener.hear(&[("a", 2)], true).await;
@@ -99,7 +99,7 @@ async fn qos_2_survives_a_cut_at_each_of_its_packets() {
 /// After a restart packet ids begin anew, while the broker may still hold the first half of a handshake under one of them.
 #[tokio::test]
 async fn a_new_process_does_not_lose_a_qos_2_message_to_what_the_old_one_left() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let link = CutLink::to(broker.port()).await;
         let listener = Peer::connect("listener", &config(&broker.url(), version));
@@ -125,10 +125,12 @@ async fn a_new_process_does_not_lose_a_qos_2_message_to_what_the_old_one_left() 
 /// A broker of MQTT 5 that refuses a publish says so in its PUBACK or PUBREC.
 #[tokio::test]
 async fn a_refused_publish_fails_with_the_brokers_reason() {
-    let broker = Mosquitto::with_acl("topic readwrite open/#\n").await;
+    let broker = Mosquitto::with_acl("topic readwrite open/#\n").await.unwrap();
     let peer = Peer::connect("peer", &config(&broker.url(), 5));
     for qos in [1, 2] {
         let refused = peer.publish("closed/a", qos, "1").await.settled().await.unwrap_err();
+        assert!(refused.is_for_good(), "another try would be of no use");
+        let refused = refused.to_string();
         assert!(refused.contains("NotAuthorized"), "{refused}");
         assert_eq!(peer.publish("open/a", qos, "1").await.settled().await, Ok(()));
     }
@@ -138,7 +140,7 @@ async fn a_refused_publish_fails_with_the_brokers_reason() {
 /// Events of a megabyte go both ways; rumqttc's own limit is 10 KiB.
 #[tokio::test]
 async fn large_messages_go_both_ways() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let peer = Peer::connect("peer", &config(&broker.url(), version));
         let heard = peer.hear(&[("a", 1)], true).await;
@@ -152,13 +154,15 @@ async fn large_messages_go_both_ways() {
 /// connection upon it again and again (3.1.1). Others are not held up.
 #[tokio::test]
 async fn a_publish_that_the_broker_cannot_take_is_given_up_and_others_go_on() {
-    let broker = Mosquitto::with("allow_anonymous true\nmax_packet_size 2000\n").await;
+    let broker = Mosquitto::with("allow_anonymous true\nmax_packet_size 2000\n").await.unwrap();
     for version in [5, 3] {
         let peer = Peer::connect("peer", &config(&broker.url(), version));
         peer.reaches(Link::Up).await;
         let large = peer.publish("a", 1, vec![b'x'; 4000]).await;
         let small = peer.publish("a", 1, "small").await;
         let why = large.settled().await.unwrap_err();
+        assert!(why.is_for_good());
+        let why = why.to_string();
         assert!(why.contains("2000") || why.contains("closes the connection upon a publish on `a`"), "{why}");
         assert_eq!(small.settled().await, Ok(()));
     }
@@ -180,7 +184,7 @@ impl OnMessage for Echo {
 /// A window that is much smaller than what is under way makes publishers wait, and never the connection.
 #[tokio::test]
 async fn a_full_window_does_not_lock_up_what_receives_and_publishes() {
-    let broker = Mosquitto::with("allow_anonymous true\nmax_queued_messages 0\n").await;
+    let broker = Mosquitto::with("allow_anonymous true\nmax_queued_messages 0\n").await.unwrap();
     let small = Limits { mqtt_unconfirmed_max: 4, mqtt_in_flight_max: 16, ..Limits::default() };
     let echo = Peer::with_limits("echo", &config(&broker.url(), 5), &small);
     let to = Arc::new(Echo(std::sync::Mutex::new(Some(echo.broker.clone()))));
@@ -198,24 +202,24 @@ async fn a_full_window_does_not_lock_up_what_receives_and_publishes() {
 /// QoS 0 while the broker is away: what fits into the window waits, the rest is dropped and counted, and no one is held up.
 #[tokio::test]
 async fn qos_0_never_waits_for_a_broker_that_is_away() {
-    let mut broker = Mosquitto::start().await;
+    let mut broker = Mosquitto::forgetful().await.unwrap();
     let limits = Limits { mqtt_unconfirmed_max: 10, ..Limits::default() };
     let peer = Peer::with_limits("peer", &config(&broker.url(), 5), &limits);
     peer.reaches(Link::Up).await;
-    broker.stop().await;
+    broker.stop().unwrap();
     peer.reaches(Link::Down).await;
     for i in 0..25 {
         drop(tokio::time::timeout(PATIENCE, peer.publish("a", 0, i.to_string())).await.unwrap());
     }
     assert_eq!(peer.broker.status().dropped, 15);
-    broker.launch().await;
+    broker.resume().await.unwrap();
     eventually("the rest is sent", || peer.broker.status().published == 10).await;
 }
 
 /// Nagle's algorithm and delayed acknowledgements cost 40 ms per event at low rates.
 #[tokio::test]
 async fn at_low_rates_a_result_leaves_at_once() {
-    let broker = Mosquitto::with("allow_anonymous true\nset_tcp_nodelay true\n").await;
+    let broker = Mosquitto::with("allow_anonymous true\nset_tcp_nodelay true\n").await.unwrap();
     let echo = Peer::connect("echo", &config(&broker.url(), 5));
     let to = Arc::new(Echo(std::sync::Mutex::new(Some(echo.broker.clone()))));
     echo.subscribe(&[("in", 1)], Arc::clone(&to) as Arc<dyn OnMessage>).await;
@@ -237,7 +241,7 @@ async fn at_low_rates_a_result_leaves_at_once() {
 /// `disconnect` waits for what is under way, and the broker hears a proper DISCONNECT.
 #[tokio::test]
 async fn disconnect_drains_what_is_published() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     let link = CutLink::to(broker.port()).await;
     let peer = Peer::connect("peer", &config(&link.url(), 5));
     let mut published = Vec::new();
@@ -252,5 +256,7 @@ async fn disconnect_drains_what_is_published() {
     eventually("DISCONNECT was sent", || link.sent(14) == 1).await;
     assert_eq!(link.sent(CONNECT), 1);
     let after = peer.publish("a", 1, "late").await.settled().await.unwrap_err();
+    assert!(!after.is_for_good());
+    let after = after.to_string();
     assert!(after.contains("disconnected"), "{after}");
 }

@@ -11,12 +11,14 @@ use support::link::{Cut, CutLink, PUBACK, PUBCOMP, PUBREC, PUBREL, SUBSCRIBE};
 use support::mosquitto::Mosquitto;
 use support::{Peer, a_while, config, connect, eventually};
 use tidegate::broker::Link;
+use tidegate::config::MqttConfig;
 use tidegate::limits::Limits;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A message is acknowledged, in order, when its receipt has settled; what was not is handed out again after a crash.
 #[tokio::test]
 async fn a_crash_repeats_what_was_not_settled_and_nothing_else() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let link = CutLink::to(broker.port()).await;
         let device = Peer::connect("device", &config(&broker.url(), version));
@@ -46,7 +48,7 @@ async fn a_crash_repeats_what_was_not_settled_and_nothing_else() {
 /// A receipt of an earlier connection acknowledges nothing on the next, whose packet ids mean other messages.
 #[tokio::test]
 async fn a_receipt_of_an_earlier_connection_acknowledges_nothing() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     let link = CutLink::to(broker.port()).await;
     let device = Peer::connect("device", &config(&broker.url(), 5));
     let gateway = Peer::connect("gateway", &config(&link.url(), 5));
@@ -68,7 +70,7 @@ async fn a_receipt_of_an_earlier_connection_acknowledges_nothing() {
 /// again. rumqttc's own loop never gets past a cut between PUBREC and PUBREL.
 #[tokio::test]
 async fn incoming_qos_2_survives_a_cut_at_each_of_its_packets() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         for kind in [PUBREC, PUBREL, PUBCOMP] {
             for (n, cut) in [Cut::Before(kind), Cut::After(kind)].into_iter().enumerate() {
@@ -92,10 +94,26 @@ async fn incoming_qos_2_survives_a_cut_at_each_of_its_packets() {
     }
 }
 
+/// A broker may send what waits in the session together with CONNACK: it is not left lying until something else comes.
+#[tokio::test]
+async fn what_comes_with_connack_is_handed_out_at_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("mqtt://{}", listener.local_addr().unwrap());
+    let keep_alive = tidegate::units::Span::from_secs(3_600);
+    let gateway = Peer::connect("gateway", &MqttConfig { keep_alive, ..config(&url, 3) });
+    let heard = Arc::new(support::Heard::default());
+    gateway.broker.subscribe(Vec::new(), Arc::clone(&heard) as Arc<dyn tidegate::broker::OnMessage>);
+    let (mut broker, _) = listener.accept().await.unwrap();
+    broker.read_u8().await.unwrap();
+    // CONNACK with the session, and a PUBLISH of QoS 1 on `a`.
+    broker.write_all(&[0x20, 2, 1, 0, 0x32, 6, 0, 1, b'a', 0, 1, b'x']).await.unwrap();
+    assert_eq!(heard.payloads(1).await, ["x"]);
+}
+
 /// An agent that ended between PUBREC and PUBREL has forgotten the message; the broker must still get its PUBCOMP.
 #[tokio::test]
 async fn a_restart_between_pubrec_and_pubrel_is_not_a_loop() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let link = CutLink::to(broker.port()).await;
         let device = Peer::connect("device", &config(&broker.url(), version));
@@ -121,7 +139,7 @@ async fn a_restart_between_pubrec_and_pubrel_is_not_a_loop() {
 /// A message that could not be handled stays, is handed out again after a while, and is acknowledged then.
 #[tokio::test]
 async fn what_could_not_be_handled_is_handed_out_again() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     let link = CutLink::to(broker.port()).await;
     let device = Peer::connect("device", &config(&broker.url(), 5));
     let gateway = Peer::connect("gateway", &config(&link.url(), 5));
@@ -142,7 +160,7 @@ async fn what_could_not_be_handled_is_handed_out_again() {
 /// What comes while the agent is away waits in the persistent session.
 #[tokio::test]
 async fn what_is_published_while_the_agent_is_away_waits() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let device = Peer::connect("device", &config(&broker.url(), version));
         let gateway = Peer::connect("gateway", &config(&broker.url(), version));
@@ -164,7 +182,7 @@ async fn what_is_published_while_the_agent_is_away_waits() {
 /// A trigger that was removed while the agent was down does not go on in the broker's session.
 #[tokio::test]
 async fn a_removed_filter_leaves_the_session_also_after_a_restart() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let link = CutLink::to(broker.port()).await;
         let device = Peer::connect("device", &config(&broker.url(), version));
@@ -189,7 +207,7 @@ async fn a_removed_filter_leaves_the_session_also_after_a_restart() {
 /// One group shares the messages between its members; each goes to one of them.
 #[tokio::test]
 async fn a_shared_subscription_is_shared() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     let device = Peer::connect("device", &config(&broker.url(), 5));
     let one = Peer::connect("one", &config(&broker.url(), 5));
     let two = Peer::connect("two", &config(&broker.url(), 5));
@@ -206,7 +224,7 @@ async fn a_shared_subscription_is_shared() {
 /// A filter that covers others is the only one that the broker is asked for, so that a message comes once.
 #[tokio::test]
 async fn overlapping_filters_hear_a_message_once() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let peer = Peer::connect("peer", &config(&broker.url(), version));
         let heard = peer.hear(&[("a/#", 0), ("a/+", 1), ("a/b", 2)], true).await;
@@ -223,7 +241,7 @@ async fn overlapping_filters_hear_a_message_once() {
 /// Retained messages come with a new subscription, not again with each reconnect.
 #[tokio::test]
 async fn a_retained_message_comes_once_and_says_so() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     for version in [5, 3] {
         let link = CutLink::to(broker.port()).await;
         let device = Peer::connect("device", &config(&broker.url(), version));
@@ -249,7 +267,7 @@ async fn a_retained_message_comes_once_and_says_so() {
 /// it again with each connection, for ever.
 #[tokio::test]
 async fn a_message_over_our_limit_is_dropped_and_the_rest_goes_on() {
-    let broker = Mosquitto::start().await;
+    let broker = Mosquitto::forgetful().await.unwrap();
     let limits = Limits { event_bytes_max: tidegate::units::ByteSize(1000), ..Limits::default() };
     for version in [5, 3] {
         let device = Peer::connect("device", &config(&broker.url(), version));
@@ -289,7 +307,7 @@ async fn tls_client_certificates_and_passwords() {
         server.display(),
         server_key.display(),
     );
-    let broker = Mosquitto::with(&lines).await;
+    let broker = Mosquitto::with(&lines).await.unwrap();
     let url = broker.url().replace("mqtt://", "mqtts://");
     for version in [5, 3] {
         let mut good = config(&url, version);
@@ -336,13 +354,13 @@ async fn tls_client_certificates_and_passwords() {
 /// The reason is told when a broker cannot be reached, and the connection comes when it can.
 #[tokio::test]
 async fn a_broker_that_comes_late_is_found() {
-    let mut broker = Mosquitto::start().await;
-    broker.stop().await;
+    let mut broker = Mosquitto::forgetful().await.unwrap();
+    broker.stop().unwrap();
     let peer = Peer::connect("peer", &config(&broker.url(), 5));
     let subscribed = Arc::new(support::Heard::default());
     eventually("it says why", || peer.broker.status().last_error.is_some_and(|e| e.contains("refused"))).await;
     let link = CutLink::to(broker.port()).await;
-    broker.launch().await;
+    broker.resume().await.unwrap();
     peer.subscribe(&[("a", 1)], subscribed).await;
     assert_eq!(peer.broker.status().last_error, None);
     assert_eq!(link.sent(SUBSCRIBE), 0);

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,56 +13,106 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
+use tidegate::broker;
 use tidegate::clock::Clock;
-use tidegate::config::{BatchConfig, StreamConfig, UplinkConfig, UplinkPayload};
+use tidegate::config::{BatchConfig, Drain, Rate, StreamConfig, UplinkConfig};
 use tidegate::invocation::Publish;
 use tidegate::journal::{Batch, Journal, JournalConfig, RecordMeta};
 use tidegate::limits::Limits;
 use tidegate::name::{BrokerName, GatewayName, StreamName};
-use tidegate::receipt::Receipt;
+use tidegate::receipt::{NotKept, Receipt};
 use tidegate::units::Span;
-use tidegate::uplink::{Link, Publisher, Publishers, Uplink, WINDOW_RECORDS};
+use tidegate::uplink::{Link, Publisher, Publishers, Uplink, UplinkState, UplinkStatus, WINDOW_RECORDS};
+use tokio::sync::watch;
 
-/// Keeps what is published; confirms at once while it is up, or when it comes up again.
-#[derive(Default)]
+/// Keeps what is published; confirms at once while it is up and not mute.
 struct FakeBroker {
     state: Mutex<FakeState>,
     reconnects: AtomicU64,
+    link: watch::Sender<broker::Link>,
 }
 
 #[derive(Default)]
 struct FakeState {
     up: bool,
-    arrived: Vec<(u64, bool)>,
-    waiting: Vec<(u64, bool, Receipt)>,
-    /// Sequences to refuse once.
+    mute: bool,
+    arrived: Vec<(String, u64, bool)>,
+    waiting: Vec<(Publish, Receipt)>,
+    /// Sequences to refuse once, and those to refuse each time.
     refuse: Vec<u64>,
+    never: Vec<u64>,
 }
 
 impl FakeBroker {
     fn new(up: bool) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(FakeState { up, ..FakeState::default() }), reconnects: AtomicU64::new(0) })
+        let link = watch::Sender::new(if up { broker::Link::Up } else { broker::Link::Down });
+        let state = Mutex::new(FakeState { up, ..FakeState::default() });
+        Arc::new(Self { state, reconnects: AtomicU64::new(0), link })
     }
 
+    /// Is there again, and confirms.
     fn up(&self) {
+        self.back();
+        self.speak();
+    }
+
+    /// Is there again, as talkative as before.
+    fn back(&self) {
         self.reconnects.fetch_add(1, Ordering::SeqCst);
-        let waiting = {
-            let mut state = self.state.lock().unwrap();
-            state.up = true;
-            std::mem::take(&mut state.waiting)
-        };
-        for (sequence, replayed, receipt) in waiting {
-            self.state.lock().unwrap().arrived.push((sequence, replayed));
-            receipt.keep();
-        }
+        self.state.lock().unwrap().up = true;
+        self.link.send_replace(broker::Link::Up);
     }
 
     fn down(&self) {
         self.state.lock().unwrap().up = false;
+        self.link.send_replace(broker::Link::Down);
+    }
+
+    /// Takes what comes, and confirms nothing.
+    fn mute(&self) {
+        self.state.lock().unwrap().mute = true;
+    }
+
+    /// Confirms all that came meanwhile.
+    fn speak(&self) {
+        let waiting = {
+            let mut state = self.state.lock().unwrap();
+            state.mute = false;
+            std::mem::take(&mut state.waiting)
+        };
+        for (message, receipt) in waiting {
+            self.take(message, receipt);
+        }
+    }
+
+    fn take(&self, message: Publish, receipt: Receipt) {
+        let json: serde_json::Value = serde_json::from_slice(&message.data).unwrap();
+        let (sequence, replayed) = (json["sequence"].as_u64().unwrap(), json["replayed"].as_bool().unwrap());
+        let stream = json["stream"].as_str().unwrap().to_owned();
+        let mut state = self.state.lock().unwrap();
+        if state.never.contains(&sequence) {
+            drop(state);
+            receipt.fail(NotKept::ForGood("far too large".to_owned()));
+        } else if let Some(at) = state.refuse.iter().position(|refused| *refused == sequence) {
+            state.refuse.remove(at);
+            drop(state);
+            receipt.fail("quota exceeded");
+        } else if state.up && !state.mute {
+            state.arrived.push((stream, sequence, replayed));
+            drop(state);
+            receipt.keep();
+        } else {
+            state.waiting.push((message, receipt));
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.state.lock().unwrap().waiting.len()
     }
 
     fn arrived(&self) -> Vec<(u64, bool)> {
-        self.state.lock().unwrap().arrived.clone()
+        let state = self.state.lock().unwrap();
+        state.arrived.iter().map(|(_, sequence, replayed)| (*sequence, *replayed)).collect()
     }
 
     fn sequences(&self) -> Vec<u64> {
@@ -71,26 +122,16 @@ impl FakeBroker {
 
 impl Publisher for FakeBroker {
     fn publish(&self, message: Publish, receipt: Receipt) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        let json: serde_json::Value = serde_json::from_slice(&message.data).unwrap();
-        let (sequence, replayed) = (json["sequence"].as_u64().unwrap(), json["replayed"].as_bool().unwrap());
-        let mut state = self.state.lock().unwrap();
-        if let Some(at) = state.refuse.iter().position(|refused| *refused == sequence) {
-            state.refuse.remove(at);
-            drop(state);
-            receipt.fail("quota exceeded");
-        } else if state.up {
-            state.arrived.push((sequence, replayed));
-            drop(state);
-            receipt.keep();
-        } else {
-            state.waiting.push((sequence, replayed, receipt));
-        }
+        self.take(message, receipt);
         Box::pin(std::future::ready(()))
     }
 
     fn link(&self) -> Link {
-        let reconnects = self.reconnects.load(Ordering::SeqCst);
-        Link { connected: self.state.lock().unwrap().up, reconnects, since_ms: 2 * reconnects }
+        Link { connected: self.state.lock().unwrap().up, reconnects: self.reconnects.load(Ordering::SeqCst) }
+    }
+
+    fn changes(&self) -> watch::Receiver<broker::Link> {
+        self.link.subscribe()
     }
 }
 
@@ -102,11 +143,14 @@ fn cloud() -> BrokerName {
     BrokerName::parse("cloud").unwrap()
 }
 
-fn streams(max_records: u32, max_wait: Duration) -> BTreeMap<StreamName, StreamConfig> {
-    let uplink =
-        UplinkConfig { mqtt: cloud(), topic: "site/{gateway}/{stream}".to_owned(), payload: UplinkPayload::Envelope };
+fn stream(max_records: u32, max_wait: Duration) -> StreamConfig {
     let batch = BatchConfig { max_records, max_wait: Span(max_wait) };
-    BTreeMap::from([(readings(), StreamConfig { uplink: Some(uplink), batch, ..StreamConfig::default() })])
+    let uplink = Some(UplinkConfig::mqtt(cloud(), "site/{gateway}/{stream}"));
+    StreamConfig { uplink, batch, ..StreamConfig::default() }
+}
+
+fn streams(max_records: u32, max_wait: Duration) -> BTreeMap<StreamName, StreamConfig> {
+    BTreeMap::from([(readings(), stream(max_records, max_wait))])
 }
 
 fn soon() -> BTreeMap<StreamName, StreamConfig> {
@@ -114,24 +158,28 @@ fn soon() -> BTreeMap<StreamName, StreamConfig> {
 }
 
 fn open(dir: &Path) -> Arc<Journal> {
-    let config = JournalConfig { streams: soon(), limits: Arc::new(Limits::default()) };
+    open_with(dir, soon())
+}
+
+fn open_with(dir: &Path, streams: BTreeMap<StreamName, StreamConfig>) -> Arc<Journal> {
+    let config = JournalConfig { streams, limits: Arc::new(Limits::default()) };
     Arc::new(Journal::open(dir, config, Clock::system()).unwrap())
 }
 
-async fn append(journal: &Journal, numbers: std::ops::RangeInclusive<u64>) {
-    append_at(journal, 1, numbers).await;
+async fn append(journal: &Journal, numbers: RangeInclusive<u64>) {
+    append_to(journal, &readings(), numbers).await;
 }
 
-async fn append_at(journal: &Journal, time_ms: u64, numbers: std::ops::RangeInclusive<u64>) {
-    let meta = RecordMeta { time_ms, trace_parent: None };
-    let records = numbers.map(|n| (readings(), Bytes::from(format!("{n}")), meta.clone())).collect();
+async fn append_to(journal: &Journal, stream: &StreamName, numbers: RangeInclusive<u64>) {
+    let meta = RecordMeta { time_ms: 1, ..RecordMeta::default() };
+    let records = numbers.map(|n| (stream.clone(), Bytes::from(format!("{n}")), meta.clone())).collect();
     journal.commit(Batch { records, ..Batch::default() }).await.unwrap();
 }
 
 fn start(journal: &Arc<Journal>, broker: &Arc<FakeBroker>, streams: &BTreeMap<StreamName, StreamConfig>) -> Uplink {
     let publishers: Publishers = BTreeMap::from([(cloud(), Arc::clone(broker) as Arc<dyn Publisher>)]);
     let gateway = GatewayName::parse("hall-3").unwrap();
-    Uplink::start(Arc::clone(journal), &publishers, gateway, streams, Clock::system())
+    Uplink::start(Arc::clone(journal), &publishers, gateway, streams, Clock::system()).unwrap()
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -145,7 +193,15 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 fn kept(journal: &Journal) -> u64 {
-    journal.status().iter().find(|stream| stream.name == readings()).unwrap().records
+    kept_in(journal, readings().as_str())
+}
+
+fn kept_in(journal: &Journal, name: &str) -> u64 {
+    journal.status().iter().find(|stream| stream.name.as_str() == name).unwrap().records
+}
+
+fn status(uplink: &Uplink) -> UplinkStatus {
+    uplink.status()[&readings()].clone()
 }
 
 #[tokio::test]
@@ -159,7 +215,7 @@ async fn records_leave_in_order_and_go_once_they_arrived() {
     eventually("all arrive and go", || kept(&journal) == 0).await;
     assert_eq!(broker.sequences(), (1..=2000).collect::<Vec<_>>());
     assert!(broker.arrived().iter().all(|(_, replayed)| !replayed), "nothing was kept waiting");
-    let status = uplink.status().remove(0).1;
+    let status = status(&uplink);
     assert_eq!((status.sent, status.confirmed, status.in_flight), (2000, 2000, 0));
 }
 
@@ -172,10 +228,15 @@ async fn while_the_broker_is_away_records_wait_and_memory_stays_bounded() {
     eventually("the first arrives", || kept(&journal) == 0).await;
     broker.down();
     append(&journal, 2..=5000).await;
-    eventually("the window fills", || uplink.status()[0].1.in_flight == WINDOW_RECORDS as u64).await;
+    eventually("it is seen", || status(&uplink).state == UplinkState::Offline).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!((broker.state.lock().unwrap().waiting.len(), kept(&journal)), (WINDOW_RECORDS, 4999));
-    broker.up();
+    assert_eq!((broker.waiting(), kept(&journal)), (0, 4999));
+    broker.mute();
+    broker.back();
+    eventually("the window fills", || broker.waiting() == WINDOW_RECORDS).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!((broker.waiting(), kept(&journal)), (WINDOW_RECORDS, 4999));
+    broker.speak();
     eventually("all arrive and go", || kept(&journal) == 0).await;
     assert_eq!(broker.sequences(), (1..=5000).collect::<Vec<_>>());
     append(&journal, 5001..=5001).await;
@@ -192,7 +253,7 @@ async fn what_is_made_on_a_new_connection_was_not_kept_waiting() {
     let _uplink = start(&journal, &broker, &soon());
     for round in 1..=2 {
         broker.up();
-        append_at(&journal, 2 * round, round..=round).await;
+        append(&journal, round..=round).await;
         eventually("it arrives", || kept(&journal) == 0).await;
         broker.down();
     }
@@ -207,14 +268,14 @@ async fn after_a_restart_sending_goes_on_behind_what_was_acknowledged() {
     let uplink = start(&journal, &broker, &soon());
     append(&journal, 1..=10).await;
     eventually("ten arrive", || kept(&journal) == 0).await;
-    broker.down();
+    broker.mute();
     append(&journal, 11..=20).await;
-    eventually("ten are under way", || broker.state.lock().unwrap().waiting.len() == 10).await;
+    eventually("ten are under way", || broker.waiting() == 10).await;
     uplink.stop().await;
     drop((uplink, journal));
     // Their fate is unknown: the old connection is gone.
     broker.state.lock().unwrap().waiting.clear();
-    broker.up();
+    broker.speak();
 
     let journal = open(dir.path());
     let _uplink = start(&journal, &broker, &soon());
@@ -237,7 +298,7 @@ async fn a_refused_record_is_sent_again() {
     assert!(broker.arrived().contains(&(5, true)), "{:?}", broker.arrived());
     sequences.sort_unstable();
     assert_eq!(sequences, (1..=10).collect::<Vec<_>>(), "the confirmed ones are not sent again");
-    assert_eq!(uplink.status()[0].1.refused, 1);
+    assert_eq!(status(&uplink).refused, 1);
 }
 
 #[tokio::test]
@@ -261,10 +322,130 @@ async fn a_reload_restarts_only_what_changed() {
     eventually("five arrive", || kept(&journal) == 0).await;
     let publishers: Publishers = BTreeMap::from([(cloud(), Arc::clone(&broker) as Arc<dyn Publisher>)]);
     uplink.configure(&publishers, &soon(), &[]).await;
-    assert_eq!(uplink.status()[0].1.sent, 5, "the same task goes on");
+    assert_eq!(status(&uplink).sent, 5, "the same task goes on");
     uplink.configure(&publishers, &BTreeMap::new(), &[]).await;
     append(&journal, 6..=6).await;
     assert_eq!(uplink.status().len(), 0);
     uplink.configure(&publishers, &soon(), &[]).await;
     eventually("the sixth arrives", || broker.sequences() == [1, 2, 3, 4, 5, 6]).await;
+}
+
+#[tokio::test]
+async fn new_records_leave_before_the_backlog_each_in_order() {
+    let dir = TempDir::new().unwrap();
+    let config = StreamConfig { drain: Drain::LiveFirst, ..stream(500, Duration::from_millis(5)) };
+    let streams = BTreeMap::from([(readings(), config)]);
+    let (journal, broker) = (open_with(dir.path(), streams.clone()), FakeBroker::new(false));
+    append(&journal, 1..=20_000).await;
+    broker.mute();
+    let uplink = start(&journal, &broker, &streams);
+    eventually("it is seen", || status(&uplink).state == UplinkState::Offline).await;
+    broker.back();
+    eventually("the backlog leaves", || broker.waiting() == WINDOW_RECORDS).await;
+    append(&journal, 20_001..=20_100).await;
+    broker.speak();
+    eventually("all arrive and go", || kept(&journal) == 0).await;
+    let arrived = broker.arrived();
+    let (backlog, live): (Vec<_>, Vec<_>) = arrived.iter().partition(|(_, replayed)| *replayed);
+    assert_eq!(live.iter().map(|(n, _)| *n).collect::<Vec<_>>(), (20_001..=20_100).collect::<Vec<_>>());
+    assert_eq!(backlog.iter().map(|(n, _)| *n).collect::<Vec<_>>(), (1..=20_000).collect::<Vec<_>>());
+    let last = arrived.iter().position(|(n, _)| *n == 20_100).unwrap();
+    assert!(last < 10_000, "the last new record came as number {last}");
+}
+
+/// What has arrived of a `live-first` stream is not sent again after a restart, though what is older has not.
+#[tokio::test]
+async fn what_arrived_out_of_order_is_remembered() {
+    let dir = TempDir::new().unwrap();
+    let config = StreamConfig { drain: Drain::LiveFirst, ..stream(500, Duration::from_millis(5)) };
+    let streams = BTreeMap::from([(readings(), config)]);
+    let broker = FakeBroker::new(true);
+    broker.state.lock().unwrap().refuse = vec![2; 1000];
+    let journal = open_with(dir.path(), streams.clone());
+    let uplink = start(&journal, &broker, &streams);
+    append(&journal, 1..=5).await;
+    eventually("all but one arrive and go", || kept(&journal) == 1).await;
+    uplink.stop().await;
+    drop((uplink, journal));
+    broker.state.lock().unwrap().refuse.clear();
+    let journal = open_with(dir.path(), streams.clone());
+    let _uplink = start(&journal, &broker, &streams);
+    eventually("it arrives", || kept(&journal) == 0).await;
+    assert_eq!(broker.sequences(), [1, 3, 4, 5, 2]);
+}
+
+#[tokio::test]
+async fn of_two_streams_on_a_link_the_higher_priority_leaves_first_and_the_lower_is_not_starved() {
+    let dir = TempDir::new().unwrap();
+    let alarms = StreamName::parse("alarms").unwrap();
+    let low = stream(500, Duration::from_millis(5));
+    let high = StreamConfig { priority: 9, ..low.clone() };
+    let streams = BTreeMap::from([(readings(), low), (alarms.clone(), high)]);
+    let (journal, broker) = (open_with(dir.path(), streams.clone()), FakeBroker::new(false));
+    append_to(&journal, &readings(), 1..=5000).await;
+    append_to(&journal, &alarms, 1..=5000).await;
+    let uplink = start(&journal, &broker, &streams);
+    let both_wait = || uplink.status().values().all(|status| status.state == UplinkState::Offline);
+    eventually("both wait", both_wait).await;
+    // Time to read ahead, so that both are ready when the link is.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    broker.up();
+    eventually("all arrive and go", || kept(&journal) + kept_in(&journal, "alarms") == 0).await;
+    let arrived = broker.state.lock().unwrap().arrived.clone();
+    let last_alarm = arrived.iter().rposition(|(stream, ..)| stream == "alarms").unwrap();
+    let readings_before = last_alarm + 1 - 5000;
+    let alarms = |part: &[(String, u64, bool)]| part.iter().filter(|(stream, ..)| stream == "alarms").count();
+    let parts: Vec<usize> = arrived.chunks(500).map(alarms).collect();
+    assert!((50..1500).contains(&readings_before), "{readings_before} readings before the last alarm: {parts:?}");
+}
+
+#[tokio::test]
+async fn a_record_that_can_never_be_taken_becomes_a_dead_letter() {
+    let dir = TempDir::new().unwrap();
+    let (journal, broker) = (open(dir.path()), FakeBroker::new(true));
+    broker.state.lock().unwrap().never = vec![3];
+    let uplink = start(&journal, &broker, &soon());
+    append(&journal, 1..=10).await;
+    eventually("the others arrive and go", || kept(&journal) == 0).await;
+    assert_eq!(broker.sequences(), [1, 2, 4, 5, 6, 7, 8, 9, 10]);
+    assert_eq!((kept_in(&journal, "dead-letters"), status(&uplink).dead_letters), (1, 1));
+    let letters = journal.read(&StreamName::parse("dead-letters").unwrap(), 0, 10, 1 << 20).unwrap();
+    let letter: serde_json::Value = serde_json::from_slice(&letters[0].data).unwrap();
+    assert_eq!((&letter["record"]["stream"], &letter["reason"]), (&"readings".into(), &"far too large".into()));
+    assert_eq!(
+        (&letter["record"]["id"], &letter["record"]["data_base64"]),
+        (&"hall-3/readings/3".into(), &"Mw==".into())
+    );
+}
+
+/// When nothing at all is taken it is not the records' fault: a wrong permission must not turn a stream into dead letters.
+#[tokio::test]
+async fn when_every_record_is_refused_they_wait() {
+    let dir = TempDir::new().unwrap();
+    let (journal, broker) = (open(dir.path()), FakeBroker::new(true));
+    broker.state.lock().unwrap().never = (1..=100).collect();
+    let uplink = start(&journal, &broker, &soon());
+    append(&journal, 1..=100).await;
+    eventually("it waits", || status(&uplink).state == UplinkState::Refused).await;
+    assert_eq!((kept_in(&journal, "dead-letters"), kept(&journal)), (10, 90));
+    broker.state.lock().unwrap().never.clear();
+    eventually("the others arrive and go", || kept(&journal) == 0).await;
+    assert_eq!(broker.sequences(), (11..=100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_stream_keeps_to_its_rate() {
+    let dir = TempDir::new().unwrap();
+    let mut config = stream(500, Duration::from_millis(5));
+    config.uplink.as_mut().unwrap().max_rate = Some(Rate::Records(200));
+    let streams = BTreeMap::from([(readings(), config)]);
+    let (journal, broker) = (open_with(dir.path(), streams.clone()), FakeBroker::new(true));
+    append(&journal, 1..=1000).await;
+    let uplink = start(&journal, &broker, &streams);
+    let begin = Clock::system().instant();
+    eventually("it is held back", || status(&uplink).state == UplinkState::Throttled).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (sent, most) = (broker.sequences().len(), 20.0 + 200.0 * begin.elapsed().as_secs_f64() + 1.0);
+    assert!((100..).contains(&sent) && (sent as f64) <= most, "{sent} of at most {most}");
+    uplink.stop().await;
 }

@@ -12,7 +12,7 @@ use tidegate::inference::Models;
 use tidegate::invocation::{Context, Outcome};
 use tidegate::journal::{Journal, JournalConfig};
 use tidegate::limits::Limits;
-use tidegate::runtime::{Function, Instance, Runtime, RuntimeConfig, Services};
+use tidegate::runtime::{Function, Instance, Runtime, RuntimeConfig, Services, Threads};
 use tidegate::store;
 
 /// A runtime, its services, and the functions of a configuration.
@@ -41,8 +41,11 @@ impl Lab {
         }
         let specs = store::resolve_all(&config, &limits)?.into_iter().map(|resolved| Arc::new(resolved.spec)).collect();
         let services = Services { models, journal: Arc::clone(&journal), clock: clock.clone(), limits };
-        let runtime_config =
-            RuntimeConfig { cache_dir: Some(folder.path().join("compiled")), instances_max: 8, threads: None };
+        let runtime_config = RuntimeConfig {
+            cache_dir: Some(folder.path().join("compiled")),
+            instances_max: 8,
+            threads: Threads::PerCore,
+        };
         let runtime = Runtime::new(runtime_config, services)?;
         Ok(Self { clock, runtime, journal, specs, folder })
     }

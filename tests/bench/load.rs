@@ -91,8 +91,14 @@ impl Load {
         Ok(Rate { per_second: events as f64 / (self.clock.instant() - started).as_secs_f64() })
     }
 
-    /// Publishes `events` at `per_second`, whatever comes back, and gives the median time to the result in ms.
-    pub(crate) fn latency_ms(&mut self, topic: &str, qos: u8, events: u64, per_second: u32) -> anyhow::Result<f64> {
+    /// Publishes `events` at `per_second`, whatever comes back, and gives the times to their results in ms.
+    pub(crate) fn latencies_ms(
+        &mut self,
+        topic: &str,
+        qos: u8,
+        events: u64,
+        per_second: u32,
+    ) -> anyhow::Result<Vec<f64>> {
         let period = Duration::from_secs(1) / per_second;
         let mut latencies = Vec::new();
         let mut due = self.clock.instant();
@@ -105,7 +111,7 @@ impl Load {
             self.one_result(&mut latencies)?;
             std::thread::sleep(due.saturating_duration_since(self.clock.instant()));
         }
-        Ok(crate::report::median(latencies))
+        Ok(latencies)
     }
 
     fn one_result(&mut self, latencies: &mut Vec<f64>) -> anyhow::Result<()> {

@@ -4,7 +4,9 @@
 //! by round, and the median of five rounds counts. Ends with status 1 when a target is missed.
 
 mod append;
+mod backlog;
 mod bare;
+mod block;
 mod footprint;
 mod inference;
 mod invoke;
@@ -14,6 +16,7 @@ mod mqtt;
 mod process;
 mod report;
 mod site;
+mod soak;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -57,6 +60,12 @@ enum Part {
     Inference,
     /// Durable records
     Append,
+    /// Bytes that reach the block device; needs root, for a loop device
+    Block,
+    /// A start, and a drain, with much on disk
+    Backlog,
+    /// Ten million events; only when it is named
+    Soak,
 }
 
 impl Options {
@@ -65,7 +74,7 @@ impl Options {
     }
 
     fn wants(&self, part: Part) -> bool {
-        self.only.is_empty() || self.only.contains(&part)
+        (self.only.is_empty() && part != Part::Soak) || self.only.contains(&part)
     }
 }
 
@@ -103,6 +112,15 @@ async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
     }
     if options.wants(Part::Append) {
         figures.extend(append::measure(options).await?);
+    }
+    if options.wants(Part::Block) {
+        figures.extend(block::measure(options).await?);
+    }
+    if options.wants(Part::Backlog) {
+        figures.extend(backlog::measure(options).await?);
+    }
+    if options.wants(Part::Soak) {
+        figures.extend(soak::measure(options).await?);
     }
     if [Part::Mqtt, Part::Latency, Part::Start, Part::Memory].into_iter().any(|part| options.wants(part)) {
         let mut site = Site::start().await?;

@@ -3,7 +3,7 @@
 use crate::Options;
 use crate::load::Load;
 use crate::process::cpu_seconds;
-use crate::report::{Figure, Target};
+use crate::report::{Figure, Target, median};
 use crate::site::{Site, TOPIC};
 
 /// Events on their way at the same time, at most.
@@ -53,8 +53,8 @@ pub(crate) fn latency(site: &mut Site, options: &Options) -> anyhow::Result<Vec<
         let events = if options.quick { 20 } else { u64::from(per_second) * seconds };
         let mut rounds = Vec::new();
         for _ in 0..options.rounds() {
-            let ours = site.load.latency_ms(TOPIC, qos, events, per_second)?;
-            rounds.push((ours, site.load.latency_ms(crate::bare::TOPIC, qos, events, per_second)?));
+            let ours = median(site.load.latencies_ms(TOPIC, qos, events, per_second)?);
+            rounds.push((ours, median(site.load.latencies_ms(crate::bare::TOPIC, qos, events, per_second)?)));
         }
         let what = format!("p50 latency at {per_second}/s, QoS {qos}");
         figures.push(Figure::beside(id, what, "ms", rounds, LOOP).with(Target::MoreAtMost(0.3)));

@@ -15,6 +15,8 @@ pub(crate) enum Target {
     MoreAtMost(f64),
     /// At most so much, in the figure's unit.
     AtMost(f64),
+    /// At least so much, in the figure's unit.
+    AtLeast(f64),
 }
 
 /// One figure, beside its reference of the same run.
@@ -84,6 +86,7 @@ impl Figure {
             Target::TimesAtMost(most) => (format!("{times:.2} × (≤ {most})"), times <= most),
             Target::MoreAtMost(most) => (format!("{more:+.3} {} (≤ +{most})", self.unit), more <= most),
             Target::AtMost(most) => (format!("(≤ {most} {})", self.unit), self.ours() <= most),
+            Target::AtLeast(least) => (format!("(≥ {least} {})", self.unit), self.ours() >= least),
         })
     }
 

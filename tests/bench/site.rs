@@ -28,20 +28,53 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// Writes the agent's folder and starts it for the first time.
     fn start(port: u16) -> anyhow::Result<Self> {
+        Self::prepare(port, "", "")?.start()
+    }
+
+    /// The same, not started yet, with further `sections` of gateway.toml and `keys` of its function.
+    pub(crate) fn prepare(port: u16, sections: &str, keys: &str) -> anyhow::Result<Prepared> {
         let (bundle, api) = (e2e::example("fahrenheit"), e2e::free_port()?);
         let config = format!(
-            "[api]\nlisten = \"127.0.0.1:{api}\"\n[mqtt.local]\nurl = \"mqtt://127.0.0.1:{port}\"\n[[function]]\n\
-             name = \"fahrenheit\"\nbundle = \"{}\"\ncapabilities = [\"mqtt:publish:results/#\"]\n",
+            "[api]\nlisten = \"127.0.0.1:{api}\"\n[mqtt.local]\nurl = \"mqtt://127.0.0.1:{port}\"\n{sections}[[function]]\n\
+             name = \"fahrenheit\"\nbundle = \"{}\"\ncapabilities = [\"mqtt:publish:results/#\"]\n{keys}",
             bundle.display()
         );
-        let (prepared, binary) = (Agent::prepare(&config)?, e2e::tidegate()?);
-        let process = spawn(&binary, &prepared)?;
-        Ok(Self { process, prepared, binary })
+        Ok(Prepared { agent: Agent::prepare(&config)?, binary: e2e::tidegate()? })
+    }
+
+    /// What `tidegate status --json` says.
+    pub(crate) fn status(&self) -> anyhow::Result<serde_json::Value> {
+        self.prepared.status()
+    }
+
+    /// Where its state is.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.prepared.folder().join("state")
     }
 
     pub(crate) fn restart(&mut self) -> anyhow::Result<()> {
         self.process = spawn(&self.binary, &self.prepared)?;
         Ok(())
+    }
+}
+
+/// An agent's folder before its first start.
+pub(crate) struct Prepared {
+    agent: Agent,
+    binary: PathBuf,
+}
+
+impl Prepared {
+    /// Where its journal will be.
+    pub(crate) fn journal(&self) -> anyhow::Result<PathBuf> {
+        let state = self.agent.folder().join("state");
+        std::fs::create_dir_all(&state)?;
+        Ok(state.join("journal"))
+    }
+
+    pub(crate) fn start(self) -> anyhow::Result<Gateway> {
+        let process = spawn(&self.binary, &self.agent)?;
+        Ok(Gateway { process, prepared: self.agent, binary: self.binary })
     }
 }
 

@@ -1,8 +1,10 @@
 //! The brokers that a gateway may have, and how it is let in.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use e2e::site::{fahrenheit, guest, reading};
-use e2e::{Agent, Device, Guest, Mosquitto};
+use e2e::{Agent, Device, Guest, Mosquitto, Site};
 use rumqttc::v5::MqttOptions;
 
 #[path = "../../agent/tests/support/certificates.rs"]
@@ -186,6 +188,32 @@ async fn an_embedded_broker_serves_without_users_on_loopback() -> anyhow::Result
     let agent = Agent::start(&config).await?;
     agent.hears("local").await?;
     serves(port).await
+}
+
+/// Out of file handles the agent cannot connect: it says so, not in every line of its log, and connects when there are some.
+#[tokio::test]
+async fn out_of_file_handles_the_agent_goes_on() -> anyhow::Result<()> {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let mut site = Site::with(&fahrenheit("")).await?;
+    let pid = site.agent.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    let maximum = files_maximum(pid.context("it runs")?)?;
+    let before = prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), maximum })?;
+    site.broker.stop()?;
+    site.broker.resume().await?;
+    e2e::until("the agent to say why", async || site.agent.log().contains("Too many open files")).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(site.agent.is_running());
+    let told = site.agent.log().matches("Too many open files").count();
+    assert!(told <= 10, "told {told} times");
+    prlimit(pid, Resource::Nofile, before)?;
+    site.agent.hears("local").await?;
+    serves(site.broker.port()).await
+}
+
+fn files_maximum(pid: rustix::process::Pid) -> anyhow::Result<Option<u64>> {
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", pid.as_raw_nonzero()))?;
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no such limit")?;
+    Ok(files.split_whitespace().nth(1).and_then(|hard| hard.parse().ok()))
 }
 
 #[tokio::test]

@@ -7,10 +7,18 @@ use serde_json::Value;
 
 #[test]
 fn the_demo_accounts_for_everything() -> anyhow::Result<()> {
-    let output = Command::new(e2e::tidegate()?)
-        .args(["demo", "--once", "--json", "--rate", "160"])
-        .stdin(Stdio::null())
-        .output()?;
+    accounts_for_everything("--once", "160")
+}
+
+/// Killed five times, each link cut, the disk full three times, in one round.
+#[test]
+fn the_demo_accounts_for_everything_under_torture() -> anyhow::Result<()> {
+    accounts_for_everything("--torture", "80")
+}
+
+fn accounts_for_everything(how: &str, rate: &str) -> anyhow::Result<()> {
+    let output =
+        Command::new(e2e::tidegate()?).args(["demo", how, "--json", "--rate", rate]).stdin(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     let verdict: Value = serde_json::from_slice(&output.stdout).with_context(|| said.clone().into_owned())?;
     assert!(output.status.success(), "{verdict:#}\n{said}");

@@ -2,20 +2,26 @@
 
 mod brokers;
 mod calls;
+mod counters;
 mod crash;
+mod dead_letters;
 mod demo;
+mod effects;
+mod embedded;
 mod fahrenheit;
 mod failures;
 mod outage;
+mod parked;
 mod reload;
 mod schedule;
 mod seeing;
+mod uplink;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use e2e::Device;
+use e2e::{Device, seq};
 use serde_json::Value;
 
 /// How often each `seq` was heard, until all of `0..events` were, or nothing new came for `e2e::PATIENCE`.
@@ -29,12 +35,6 @@ async fn hear(device: &Device, events: u64) -> anyhow::Result<BTreeMap<u64, u64>
         *heard.entry(seq(&message.payload)?).or_insert(0) += 1;
     }
     Ok(heard)
-}
-
-/// `seq` of a reading, of what was made of it, or of the envelope around it.
-fn seq(payload: &[u8]) -> anyhow::Result<u64> {
-    let json: Value = serde_json::from_slice(payload)?;
-    json["seq"].as_u64().or_else(|| json["data"]["seq"].as_u64()).with_context(|| format!("no seq in {json}"))
 }
 
 /// Publishes readings `events`, `per_second` of them, at QoS 1.

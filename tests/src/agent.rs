@@ -11,6 +11,7 @@ use serde_json::Value;
 pub struct Agent {
     folder: tempfile::TempDir,
     child: Option<Child>,
+    environment: Vec<(String, String)>,
 }
 
 impl Agent {
@@ -30,7 +31,7 @@ impl Agent {
     /// When its files cannot be written.
     pub fn prepare(config: &str) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("agent-").tempdir()?;
-        let agent = Self { folder, child: None };
+        let agent = Self { folder, child: None, environment: Vec::new() };
         agent.configure(config)?;
         Ok(agent)
     }
@@ -45,6 +46,11 @@ impl Agent {
         Ok(std::fs::write(self.config(), text)?)
     }
 
+    /// Sets a variable of its environment, from the next start on.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts it, again perhaps, and waits until it is ready.
     ///
     /// # Errors
@@ -57,6 +63,7 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
+            .envs(self.environment.iter().cloned())
             .spawn()
             .context("could not start the agent")?;
         self.child = Some(child);

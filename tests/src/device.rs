@@ -86,6 +86,8 @@ impl Device {
         let mut network = options.network_options();
         network.set_tcp_nodelay(true);
         options.set_network_options(network);
+        // rumqttc's own bound is 10 KiB.
+        options.set_max_packet_size(Some(4 << 20));
         let (client, mut events) = AsyncClient::new(options, 10_000);
         let inbox = Arc::<Inbox>::default();
         loop {

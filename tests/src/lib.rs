@@ -7,12 +7,16 @@ mod agent;
 mod device;
 mod guest;
 pub mod http;
+#[path = "../../agent/tests/support/mosquitto.rs"]
 mod mosquitto;
 pub mod site;
+pub mod wire;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use anyhow::Context as _;
 
 pub use self::agent::Agent;
 pub use self::device::{Device, Message};
@@ -57,6 +61,15 @@ pub fn tidegate() -> anyhow::Result<PathBuf> {
     let binary = folder.join("tidegate");
     anyhow::ensure!(binary.is_file(), "{} is not there\n\nhint: run `cargo build -p tidegate` first", binary.display());
     Ok(binary)
+}
+
+/// `seq` of a reading, of what was made of it, or of the envelope around it.
+///
+/// # Errors
+/// When it is not JSON, or has none.
+pub fn seq(payload: &[u8]) -> anyhow::Result<u64> {
+    let json: serde_json::Value = serde_json::from_slice(payload)?;
+    json["seq"].as_u64().or_else(|| json["data"]["seq"].as_u64()).with_context(|| format!("no seq in {json}"))
 }
 
 /// Waits until `done` says so.

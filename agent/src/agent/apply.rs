@@ -17,14 +17,14 @@ use super::Parts;
 use super::layout::Current;
 use crate::api::status::Reloaded;
 use crate::broker::Broker;
-use crate::broker::embedded::EmbeddedBroker;
+use crate::broker::embedded::{EmbeddedBroker, Intake};
 use crate::clock::Clock;
 use crate::config::{BrokerUser, Config, EmbeddedBrokerConfig, MqttConfig, TriggerConfig};
 use crate::dispatch::Dispatcher;
 use crate::function::FunctionSpec;
 use crate::inference::Prepared;
 use crate::name::{BrokerName, FunctionName};
-use crate::runtime::Function;
+use crate::runtime::{Function, Threads};
 use crate::store::Resolved;
 use crate::topic::TopicFilter;
 use crate::trigger::Submit;
@@ -48,7 +48,7 @@ pub(super) struct Site {
     brokers: BTreeMap<BrokerName, (MqttConfig, Broker)>,
     specs: BTreeMap<FunctionName, Arc<FunctionSpec>>,
     schedules: Option<Schedules>,
-    uplink: Option<Uplink>,
+    uplink: Option<Arc<Uplink>>,
 }
 
 impl fmt::Debug for Site {
@@ -111,6 +111,11 @@ impl Site {
         Ok(file)
     }
 
+    /// The embedded broker, when it is what `config` connects to.
+    fn embedded_behind(&self, config: &MqttConfig) -> Option<&EmbeddedBroker> {
+        self.embedded.as_ref().filter(|embedded| config.client_id.as_deref() == Some(embedded.own_client_id()))
+    }
+
     fn handles(&self) -> BTreeMap<BrokerName, Broker> {
         self.brokers.iter().map(|(name, (_, broker))| (name.clone(), broker.clone())).collect()
     }
@@ -143,7 +148,7 @@ impl Parts {
         let gone: Vec<_> = site.brokers.extract_if(.., |name, (config, _)| wanted.get(name) != Some(config)).collect();
         for (name, _) in &gone {
             if !wanted.contains_key(name) {
-                told.changes.push(format!("broker `{name}`: removed"));
+                told.changes.push(format!("broker `{name}`: removed{}", self.left_for(name)));
             }
         }
         for (name, config, broker) in connected {
@@ -174,7 +179,7 @@ impl Parts {
         }
         self.runtime.retain(&specs.iter().map(|spec| &*spec.digest).collect::<Vec<_>>());
         let anew: Vec<_> = gone.iter().map(|(name, _)| name.clone()).collect();
-        self.drain_streams(&mut site, &config, &anew).await;
+        self.drain_streams(&mut site, &config, &anew).await?;
         for (_, (_, broker)) in gone {
             // Its publishes find their way within a while, or are made again by those who wait for them.
             tokio::spawn(async move { broker.disconnect(super::DISCONNECT_PATIENCE).await });
@@ -187,12 +192,25 @@ impl Parts {
         }));
         let brokers =
             site.brokers.iter().map(|(name, (mqtt, broker))| (name.clone(), (mqtt.url.clone(), broker.clone())));
-        self.layout.replace(Current { config, brokers: brokers.collect(), events: Arc::new(events) });
+        let (brokers, uplink) = (brokers.collect(), site.uplink.clone());
+        self.layout.replace(Current { config, brokers, uplink, events: Arc::new(events) });
         for change in &told.changes {
             tracing::info!("{change}");
         }
-        super::memory::release_soon();
+        if self.threads != Threads::OfTheCaller {
+            super::memory::release_soon();
+        }
         Ok(told)
+    }
+
+    /// What stays in the outbox of a broker that goes, in words.
+    fn left_for(&self, broker: &BrokerName) -> String {
+        let outboxes = self.outlets.outboxes();
+        match outboxes.iter().find(|outbox| outbox.broker == *broker).map_or(0, |outbox| outbox.publishes) {
+            0 => String::new(),
+            1 => ", 1 publish waits on disk until it is back".to_owned(),
+            n => format!(", {n} publishes wait on disk until it is back"),
+        }
     }
 
     /// Starts the embedded broker unless it runs, and says how the agent itself connects to it.
@@ -208,9 +226,14 @@ impl Parts {
         }
         let broker = match &mut site.embedded {
             Some(broker) => broker,
-            none => none.insert(EmbeddedBroker::start(&config, &self.limits).await?),
+            none => {
+                let journal = Some(Arc::clone(&self.journal));
+                let intake = Arc::new(Intake::new(journal, &self.limits, self.clock.clone()));
+                none.insert(EmbeddedBroker::start_with(&config, &self.limits, Some(intake)).await?)
+            }
         };
-        let own = MqttConfig::to(broker.local_url());
+        let client_id = Some(broker.own_client_id().to_owned());
+        let own = MqttConfig { client_id, ..MqttConfig::to(broker.local_url()) };
         Ok(match login {
             Some(file) => MqttConfig { username: Some(OWN_USER.to_owned()), password_file: Some(file), ..own },
             None => own,
@@ -261,17 +284,18 @@ impl Parts {
         let mut connected = Vec::new();
         for (name, config) in wanted {
             if site.brokers.get(name).map(|(config, _)| config) != Some(config) {
-                let clock = self.clock.clone();
+                let (clock, net) = (self.clock.clone(), self.net.clone());
                 let broker =
-                    Broker::connect(name.clone(), config, &self.gateway, &site.state_dir, &self.limits, clock)?;
-                connected.push((name.clone(), config.clone(), broker));
+                    Broker::connect(name.clone(), config, &self.gateway, &site.state_dir, &self.limits, clock, net)?;
+                let intake = site.embedded_behind(config).and_then(EmbeddedBroker::intake).cloned();
+                connected.push((name.clone(), config.clone(), broker.beside(intake)));
             }
         }
         Ok(connected)
     }
 
     /// Has the streams that say so drain.
-    async fn drain_streams(&self, site: &mut Site, config: &Config, anew: &[BrokerName]) {
+    async fn drain_streams(&self, site: &mut Site, config: &Config, anew: &[BrokerName]) -> anyhow::Result<()> {
         let publisher = |broker: Broker| Arc::new(broker) as Arc<dyn Publisher>;
         let publishers: Publishers =
             site.handles().into_iter().map(|(name, broker)| (name, publisher(broker))).collect();
@@ -279,14 +303,15 @@ impl Parts {
             Some(uplink) => uplink.configure(&publishers, &config.stream, anew).await,
             None => {
                 let (journal, gateway, clock) = (Arc::clone(&self.journal), self.gateway.clone(), self.clock.clone());
-                site.uplink = Some(Uplink::start(journal, &publishers, gateway, &config.stream, clock));
+                site.uplink = Some(Arc::new(Uplink::start(journal, &publishers, gateway, &config.stream, clock)?));
             }
         }
+        Ok(())
     }
 
     /// Has the triggers of `specs`, and no others, make events.
     fn listen(&self, site: &mut Site, specs: &[Arc<FunctionSpec>]) -> anyhow::Result<()> {
-        for (name, (_, broker)) in &site.brokers {
+        for (name, (config, broker)) in &site.brokers {
             let routes = specs.iter().flat_map(|spec| {
                 spec.triggers.iter().filter_map(|trigger| match trigger {
                     TriggerConfig::Mqtt(mqtt)
@@ -297,8 +322,16 @@ impl Parts {
                     _ => None,
                 })
             });
-            let triggers = MqttTriggers::new(name, routes.collect(), Arc::clone(&site.submit), site.clock.clone());
-            broker.subscribe(triggers.subscriptions(), Arc::new(triggers));
+            let triggers =
+                |routes| Arc::new(MqttTriggers::new(name, routes, Arc::clone(&site.submit), site.clock.clone()));
+            let mut subscribed: Vec<Route> = routes.collect();
+            if let Some(embedded) = site.embedded_behind(config) {
+                // A shared one competes with other clients, so the broker has to choose who gets a message.
+                let direct: Vec<_> = subscribed.extract_if(.., |route| !route.filter.is_shared()).collect();
+                embedded.hear(direct.iter().map(|route| route.filter.clone()).collect(), triggers(direct));
+            }
+            let subscribed = triggers(subscribed);
+            broker.subscribe(subscribed.subscriptions(), subscribed);
         }
         let schedules = specs.iter().flat_map(|spec| {
             spec.triggers.iter().filter_map(|trigger| match trigger {

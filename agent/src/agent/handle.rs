@@ -8,11 +8,12 @@ use futures_util::future::BoxFuture;
 use super::{Parts, layout};
 use crate::api::AgentHandle;
 use crate::api::status::{
-    BrokerStatus, FunctionNumbers, FunctionStatus, Health, Latency, ModelStatus, Reloaded, Status, StreamStatus,
+    BrokerStatus, FunctionNumbers, FunctionStatus, Health, Latency, ModelStatus, OutboxStatus, Reloaded, Status,
+    StreamStatus, UnclaimedStatus,
 };
 use crate::broker::{Broker, Link};
 use crate::config::{Config, StreamConfig};
-use crate::dispatch::Answer;
+use crate::dispatch::{Answer, LetterError, LetterPage, StoredLetter};
 use crate::event::Event;
 use crate::hint::Told;
 use crate::journal::{DEAD_LETTER_BYTES, DEAD_LETTERS};
@@ -23,6 +24,7 @@ use crate::store;
 use crate::telemetry::LogRing;
 use crate::trigger::event::EventTriggers;
 use crate::trigger::{Delivery, Refused, Submit};
+use crate::uplink::{UplinkState, UplinkStatus};
 
 impl Submit for Parts {
     fn submit(
@@ -56,12 +58,16 @@ impl AgentHandle for Parts {
         let current = self.layout.current();
         let default = StreamConfig::default();
         let dead_letters = StreamConfig { max_bytes: DEAD_LETTER_BYTES, ..StreamConfig::default() };
+        let mut draining = current.uplink.as_ref().map(|uplink| uplink.status()).unwrap_or_default();
+        let now_ms = self.clock.now_ms();
         let streams = self.journal.status().into_iter().map(|stream| {
             let own = if stream.name.as_str() == DEAD_LETTERS { &dead_letters } else { &default };
             let config = current.config.stream.get(&stream.name).unwrap_or(own);
             StreamStatus {
                 bytes_max: config.max_bytes.0,
-                uplink: config.uplink.as_ref().map(|uplink| format!("mqtt {} {}", uplink.mqtt, uplink.topic)),
+                uplink: config.uplink.as_ref().map(ToString::to_string),
+                draining: draining.remove(&stream.name),
+                age_ms: stream.oldest_ms.map(|oldest_ms| now_ms.saturating_sub(oldest_ms)),
                 name: stream.name,
                 records: stream.records,
                 bytes: stream.bytes,
@@ -78,6 +84,8 @@ impl AgentHandle for Parts {
             uptime_ms: u64::try_from((self.clock.instant() - self.started).as_millis()).unwrap_or(u64::MAX),
             functions: self.dispatcher.functions().iter().map(function_status).collect(),
             brokers: current.brokers.iter().map(|(name, (url, broker))| broker_status(name, url, broker)).collect(),
+            unclaimed: self.dispatcher.orphans().into_iter().map(unclaimed_status).collect(),
+            outboxes: self.outlets.outboxes().into_iter().map(outbox_status).collect(),
             streams: streams.collect(),
             models: self.models.status().into_iter().filter_map(model_status).collect(),
         }
@@ -103,6 +111,27 @@ impl AgentHandle for Parts {
         Box::pin(self.dispatcher.invoke(function, event))
     }
 
+    fn letters(
+        &self,
+        function: Option<FunctionName>,
+        after: u64,
+        count_max: usize,
+    ) -> BoxFuture<'_, Result<LetterPage, LetterError>> {
+        Box::pin(async move { self.dispatcher.letters(function.as_ref(), after, count_max).await })
+    }
+
+    fn letter(&self, id: u64) -> BoxFuture<'_, Result<StoredLetter, LetterError>> {
+        Box::pin(self.dispatcher.letter(id))
+    }
+
+    fn replay(&self, id: u64) -> BoxFuture<'_, Result<StoredLetter, LetterError>> {
+        Box::pin(self.dispatcher.replay(id))
+    }
+
+    fn drop_letter(&self, id: u64) -> BoxFuture<'_, Result<(), LetterError>> {
+        Box::pin(self.dispatcher.drop_letter(id))
+    }
+
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>> {
         Box::pin(async move {
             let file = self.layout.current().config.file.clone();
@@ -122,8 +151,13 @@ fn function_status(function: &crate::dispatch::FunctionStatus) -> FunctionStatus
         busy: function.busy,
         idle: function.idle,
         queued: function.queued,
+        parked: function.parked,
         numbers: FunctionNumbers::from(&*function.metrics),
     }
+}
+
+fn unclaimed_status((function, events): (FunctionName, u64)) -> UnclaimedStatus {
+    UnclaimedStatus { function, events }
 }
 
 fn broker_status(name: &BrokerName, url: &str, broker: &Broker) -> BrokerStatus {
@@ -141,6 +175,12 @@ fn broker_status(name: &BrokerName, url: &str, broker: &Broker) -> BrokerStatus 
         received: status.received,
         published: status.published,
     }
+}
+
+fn outbox_status(outbox: crate::dispatch::OutboxStatus) -> OutboxStatus {
+    let crate::dispatch::OutboxStatus { broker, configured, publishes, bytes, bytes_max, oldest_ms, last_error } =
+        outbox;
+    OutboxStatus { broker, configured, publishes, bytes, bytes_max, oldest_ms, last_error }
 }
 
 fn model_status(model: crate::inference::ModelStatus) -> Option<ModelStatus> {
@@ -183,6 +223,17 @@ impl Parts {
         scrape.counters("tidegate_broker_reconnects", "Connections after the first", brokers(|b| b.reconnects))?;
         scrape.counters("tidegate_broker_received", "Messages that came", brokers(|b| b.received))?;
         scrape.counters("tidegate_broker_published", "Messages that were published", brokers(|b| b.published))?;
+        let outboxes = |value: fn(&OutboxStatus) -> u64| {
+            status.outboxes.iter().map(move |outbox| ([("broker", outbox.broker.as_str())], value(outbox)))
+        };
+        let publishes = outboxes(|o| o.publishes).map(gauge);
+        scrape.gauges("tidegate_outbox_publishes", "Publishes that were committed and not confirmed", publishes)?;
+        let bytes = outboxes(|o| o.bytes).map(gauge);
+        scrape.gauges(
+            "tidegate_outbox_bytes",
+            "Bytes of the publishes that were committed and not confirmed",
+            bytes,
+        )?;
         let records = streams(|s| s.records).map(gauge);
         scrape.gauges("tidegate_stream_records", "Records on disk", records)?;
         let bytes = streams(|s| s.bytes).map(gauge);
@@ -199,6 +250,22 @@ impl Parts {
         )?;
         let by_bytes = streams(|s| s.dropped_by_bytes);
         scrape.counters("tidegate_stream_dropped_by_bytes", "Records that `max_bytes` cost, ever", by_bytes)?;
+        let ages =
+            status.streams.iter().map(|s| ([("stream", s.name.as_str())], s.age_ms.unwrap_or(0) / 1000)).map(gauge);
+        scrape.gauges("tidegate_stream_backlog_age_seconds", "Age of the oldest record on disk", ages)?;
+        let uplinks = |value: fn(&UplinkStatus) -> u64| {
+            let uplink = move |s: &'_ StreamStatus| s.draining.as_ref().map(value);
+            status.streams.iter().filter_map(move |s| Some(([("stream", s.name.as_str())], uplink(s)?)))
+        };
+        let offline = uplinks(|u| u64::from(u.state != UplinkState::Offline)).map(gauge);
+        scrape.gauges("tidegate_uplink_connected", "Whether the other side can be reached", offline)?;
+        let in_flight = uplinks(|u| u.in_flight).map(gauge);
+        scrape.gauges("tidegate_uplink_in_flight", "Records that wait for their confirmation", in_flight)?;
+        scrape.counters("tidegate_uplink_sent", "Records that were sent, repeats included", uplinks(|u| u.sent))?;
+        scrape.counters("tidegate_uplink_confirmed", "Records that arrived", uplinks(|u| u.confirmed))?;
+        scrape.counters("tidegate_uplink_refused", "Refusals by the other side", uplinks(|u| u.refused))?;
+        let letters = uplinks(|u| u.dead_letters);
+        scrape.counters("tidegate_uplink_dead_letters", "Records that could never be sent", letters)?;
         let models = status.models.iter().map(|model| ([("model", model.name.as_str())], model.run.count));
         scrape.counters("tidegate_model_runs", "Runs of the model", models)
     }

@@ -8,6 +8,7 @@ use crate::config::{Config, TriggerConfig};
 use crate::function::FunctionSpec;
 use crate::name::BrokerName;
 use crate::trigger::event::EventTriggers;
+use crate::uplink::Uplink;
 
 /// One state.
 #[derive(Debug, Default)]
@@ -15,6 +16,7 @@ pub(super) struct Current {
     pub(super) config: Config,
     /// With the address of each.
     pub(super) brokers: BTreeMap<BrokerName, (String, Broker)>,
+    pub(super) uplink: Option<Arc<Uplink>>,
     pub(super) events: Arc<EventTriggers>,
 }
 

@@ -23,7 +23,8 @@ use crate::journal::{Journal, JournalConfig};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::name::GatewayName;
-use crate::runtime::{Runtime, RuntimeConfig, Services};
+use crate::net::Net;
+use crate::runtime::{Runtime, RuntimeConfig, Services, Threads};
 use crate::store;
 use crate::telemetry::{self, Exporter, LogRing};
 
@@ -37,12 +38,20 @@ const DISCONNECT_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Ports {
     /// Time.
     pub clock: Clock,
+    /// Connections to brokers.
+    pub net: Net,
+    /// Bounds, which some machines need smaller.
+    pub limits: Limits,
+    /// Where functions run.
+    pub threads: Threads,
+    /// Where log lines are found when somebody else receives those of this process; otherwise the agent does.
+    pub logs: Option<LogRing>,
 }
 
 impl Ports {
     /// This machine.
     pub fn real() -> Self {
-        Self { clock: Clock::system() }
+        Self::default()
     }
 }
 
@@ -60,6 +69,8 @@ struct Parts {
     gateway: GatewayName,
     started: Instant,
     clock: Clock,
+    net: Net,
+    threads: Threads,
     limits: Arc<Limits>,
     logs: LogRing,
     metrics: Metrics,
@@ -79,9 +90,12 @@ impl Agent {
     /// # Errors
     /// With what cannot be started, and why.
     pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Self> {
-        let clock = ports.clock;
-        let limits = Arc::new(Limits::default());
-        let logs = telemetry::init(&config.log, &limits, clock.clone())?;
+        let Ports { clock, net, limits, threads, logs } = ports;
+        let limits = Arc::new(Limits { buffer_bytes_max: config.gateway.buffer_bytes, ..limits });
+        let logs = match logs {
+            Some(logs) => logs,
+            None => telemetry::init(&config.log, &limits, clock.clone())?,
+        };
         let gateway = config.gateway_name();
         let state_dir = config.gateway.state_dir.clone();
         std::fs::create_dir_all(&state_dir).with_context(|| {
@@ -106,10 +120,11 @@ impl Agent {
         let runtime_config = RuntimeConfig {
             cache_dir: Some(state_dir.join("compiled")),
             instances_max: functions.iter().map(|function| function.spec.concurrency).sum(),
-            threads: None,
+            threads,
         };
         let runtime = Runtime::new(runtime_config, services)?;
-        let outlets = Outlets::new(Arc::clone(&journal), gateway.clone())?;
+        let outlets =
+            Outlets::new(Arc::clone(&journal), gateway.clone(), Arc::clone(&limits), metrics.clone(), clock.clone())?;
         let dispatcher = Dispatcher::new(
             runtime.clone(),
             outlets.clone(),
@@ -123,6 +138,8 @@ impl Agent {
             started: clock.instant(),
             gateway,
             clock,
+            net,
+            threads,
             limits,
             logs,
             metrics,
@@ -158,6 +175,7 @@ impl Agent {
         let mut site = parts.site.lock().await;
         site.stop_triggers();
         parts.dispatcher.drain(DRAIN_PATIENCE).await;
+        parts.outlets.stop(DISCONNECT_PATIENCE).await;
         site.stop_links(DISCONNECT_PATIENCE).await;
         if let Some(exporter) = exporter {
             exporter.stop().await;

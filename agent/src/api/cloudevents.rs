@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use base64::Engine as _;
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -55,6 +55,17 @@ pub(super) fn read(headers: &HeaderMap, body: Bytes, now_ms: u64, events_max: us
         return binary(headers, body, now_ms).map(|event| vec![event]).map_err(invalid);
     }
     Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "this is not a CloudEvent").hint(SHAPES))
+}
+
+/// Reads a request with these headers as [`read`] does. `None` when it is refused, or the headers are none.
+pub(crate) fn read_lines<'a>(
+    headers: impl Iterator<Item = (&'a str, &'a str)>,
+    body: &str,
+    events_max: usize,
+) -> Option<Vec<Event>> {
+    let header = |(name, value): (&str, &str)| Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?));
+    let headers = headers.map(header).collect::<Option<HeaderMap>>()?;
+    read(&headers, Bytes::copy_from_slice(body.as_bytes()), 0, events_max).ok()
 }
 
 /// Reads one event as JSON.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::status::{Health, Reloaded, Status};
-use crate::dispatch::Answer;
+use crate::dispatch::{Answer, LetterError, LetterPage, StoredLetter};
 use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::name::FunctionName;
@@ -35,6 +35,23 @@ pub trait AgentHandle: Submit + 'static {
 
     /// Runs `function` once on `event`: no retry, no dead letter.
     fn invoke<'a>(&'a self, function: &'a FunctionName, event: Arc<Event>) -> BoxFuture<'a, Result<Answer, Refused>>;
+
+    /// Up to `count_max` dead letters after `after`: those of one function, or all.
+    fn letters(
+        &self,
+        function: Option<FunctionName>,
+        after: u64,
+        count_max: usize,
+    ) -> BoxFuture<'_, Result<LetterPage, LetterError>>;
+
+    /// One dead letter.
+    fn letter(&self, id: u64) -> BoxFuture<'_, Result<StoredLetter, LetterError>>;
+
+    /// Tries again what a dead letter keeps; then the letter is gone.
+    fn replay(&self, id: u64) -> BoxFuture<'_, Result<StoredLetter, LetterError>>;
+
+    /// Drops a dead letter for good.
+    fn drop_letter(&self, id: u64) -> BoxFuture<'_, Result<(), LetterError>>;
 
     /// Reads the config again and applies the difference. The error is for the caller: what, which, why not, hint.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>>;

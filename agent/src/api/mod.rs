@@ -7,6 +7,7 @@
 
 pub mod client;
 pub(crate) mod cloudevents;
+pub mod dead_letters;
 mod error;
 mod events;
 mod guard;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::error::ApiError;
-use super::{Shared, events, invocations};
+use super::{Shared, dead_letters, events, invocations};
 use crate::metrics;
 use crate::telemetry::{Follower, LogRecord};
 
@@ -29,6 +29,9 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/logs", get(logs))
         .route("/v1/reload", post(reload))
+        .route("/v1/dead-letters", get(dead_letters::page))
+        .route("/v1/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::discard))
+        .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
         .route("/v1/events", post(events::post))
         .route("/v1/functions/{function}/invocations", post(invocations::post))
         .method_not_allowed_fallback(wrong_method)
@@ -150,6 +153,6 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
 
 async fn unknown(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path())).hint(
-        "/healthz, /metrics, /v1/status, /v1/logs, /v1/reload, /v1/events and /v1/functions/NAME/invocations are there",
+        "/healthz, /metrics, /v1/status, /v1/logs, /v1/reload, /v1/dead-letters, /v1/events and /v1/functions/NAME/invocations are there",
     )
 }

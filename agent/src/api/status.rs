@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::{FunctionMetrics, Histogram};
 use crate::name::{BrokerName, FunctionName, GatewayName, ModelName, StreamName};
+use crate::uplink::UplinkStatus;
 
 /// Whether the agent does its work.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +36,12 @@ pub struct Status {
     pub uptime_ms: u64,
     /// By name.
     pub functions: Vec<FunctionStatus>,
+    /// Functions that are not in service, and have events on disk.
+    pub unclaimed: Vec<UnclaimedStatus>,
     /// By name.
     pub brokers: Vec<BrokerStatus>,
+    /// By broker: those of the brokers that are configured, and others that still hold publishes.
+    pub outboxes: Vec<OutboxStatus>,
     /// By name, the dead letters among them.
     pub streams: Vec<StreamStatus>,
     /// By name.
@@ -58,11 +63,22 @@ pub struct FunctionStatus {
     pub busy: u32,
     /// Instances that wait for one.
     pub idle: u32,
-    /// Events that wait.
+    /// Events that wait in memory.
     pub queued: usize,
+    /// Events that wait on disk.
+    pub parked: usize,
     /// The counters and times.
     #[serde(flatten)]
     pub numbers: FunctionNumbers,
+}
+
+/// Events that wait for a function which is not in gateway.toml any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnclaimedStatus {
+    /// Its name.
+    pub function: FunctionName,
+    /// Events of it on disk. They run when it is back.
+    pub events: u64,
 }
 
 /// What a function did since the agent started.
@@ -76,8 +92,15 @@ pub struct FunctionNumbers {
     pub invocations: BTreeMap<String, u64>,
     /// Further attempts.
     pub retries: u64,
+    /// Runs for nothing: what they had read was changed before their commit, or an outbox was full. Each was run again, and
+    /// they count among the invocations.
+    pub conflicts: u64,
     /// Events that were given up on.
     pub dead_letters: u64,
+    /// Events that went to disk because too many waited in memory.
+    pub spilled: u64,
+    /// Events that were not run, because their idempotency key was dealt with.
+    pub duplicates: u64,
     /// Instances made because no warm one was free.
     pub cold_starts: u64,
     /// Waiting in the queue.
@@ -95,7 +118,10 @@ impl From<&FunctionMetrics> for FunctionNumbers {
             dropped: metrics.events_dropped(),
             invocations: metrics.outcomes().filter(|(_, n)| *n > 0).map(|(label, n)| (label.to_owned(), n)).collect(),
             retries: metrics.retries.get(),
+            conflicts: metrics.conflicts.get(),
             dead_letters: metrics.dead_letters.get(),
+            spilled: metrics.spilled.get(),
+            duplicates: metrics.duplicates.get(),
             cold_starts: metrics.cold_starts.get(),
             queue: Latency::from(&metrics.queue),
             handler: Latency::from(&metrics.handler),
@@ -153,6 +179,25 @@ pub struct BrokerStatus {
     pub published: u64,
 }
 
+/// What was committed for one broker and is not confirmed by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboxStatus {
+    /// `local` in `[mqtt.local]`.
+    pub broker: BrokerName,
+    /// Whether the broker is in gateway.toml. If not, its publishes wait on disk until it is there again.
+    pub configured: bool,
+    /// How many wait.
+    pub publishes: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The budget: when it is full, functions that need it wait.
+    pub bytes_max: u64,
+    /// Unix time in milliseconds of the oldest.
+    pub oldest_ms: Option<u64>,
+    /// Why the broker refused a publish, the last time that it did.
+    pub last_error: Option<String>,
+}
+
 /// One durable stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamStatus {
@@ -166,6 +211,8 @@ pub struct StreamStatus {
     pub bytes_max: u64,
     /// Unix time in milliseconds of the oldest.
     pub oldest_ms: Option<u64>,
+    /// How old that is, in milliseconds.
+    pub age_ms: Option<u64>,
     /// Sequence number of the newest record ever.
     pub newest_sequence: u64,
     /// Up to which the other side has them.
@@ -176,6 +223,8 @@ pub struct StreamStatus {
     pub dropped_by_bytes: u64,
     /// Where it drains to.
     pub uplink: Option<String>,
+    /// How that goes.
+    pub draining: Option<UplinkStatus>,
 }
 
 /// One model.

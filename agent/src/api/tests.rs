@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use hyper::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -13,7 +14,7 @@ use super::client::{Client, ClientError};
 use super::status::{FunctionNumbers, FunctionStatus, Health, Reloaded, Status};
 use super::*;
 use crate::config::HttpTrigger;
-use crate::dispatch::Answer;
+use crate::dispatch::{Answer, LetterError, LetterPage, StoredLetter};
 use crate::event::Event;
 use crate::invocation::{Outcome, Timings};
 use crate::metrics::Metrics;
@@ -30,6 +31,7 @@ struct Played {
     logs: LogRing,
     reasons: Mutex<Vec<String>>,
     submitted: mpsc::UnboundedSender<(FunctionName, Arc<Event>, Receipt)>,
+    letters: Mutex<Vec<StoredLetter>>,
 }
 
 impl Submit for Played {
@@ -55,6 +57,7 @@ impl AgentHandle for Played {
             busy: 1,
             idle: 2,
             queued: 3,
+            parked: 4,
             numbers: FunctionNumbers::from(&*self.metrics.function(&FunctionName::parse("double").unwrap())),
         };
         Status {
@@ -62,7 +65,9 @@ impl AgentHandle for Played {
             version: "0.0.0".to_owned(),
             uptime_ms: 1,
             functions: vec![function],
+            unclaimed: vec![],
             brokers: vec![],
+            outboxes: vec![],
             streams: vec![],
             models: vec![],
         }
@@ -100,6 +105,46 @@ impl AgentHandle for Played {
         Box::pin(async { Ok(answer) })
     }
 
+    fn letters(
+        &self,
+        function: Option<FunctionName>,
+        after: u64,
+        count_max: usize,
+    ) -> BoxFuture<'_, Result<LetterPage, LetterError>> {
+        let wanted = |stored: &&StoredLetter| {
+            stored.id > after
+                && function.as_ref().is_none_or(|function| stored.letter.function.as_ref() == Some(function))
+        };
+        let letters: Vec<_> = self.letters.lock().unwrap().iter().filter(wanted).take(count_max).cloned().collect();
+        let next = (letters.len() == count_max).then(|| letters.last().unwrap().id);
+        Box::pin(async move { Ok(LetterPage { letters, next }) })
+    }
+
+    fn letter(&self, id: u64) -> BoxFuture<'_, Result<StoredLetter, LetterError>> {
+        let found = self.letters.lock().unwrap().iter().find(|stored| stored.id == id).cloned();
+        Box::pin(async move { found.ok_or(LetterError::Unknown(id)) })
+    }
+
+    fn replay(&self, id: u64) -> BoxFuture<'_, Result<StoredLetter, LetterError>> {
+        Box::pin(async move {
+            let stored = self.letter(id).await?;
+            let function = stored.letter.function.clone().unwrap();
+            if function.as_str() != "double" {
+                return Err(LetterError::NoFunction { id, function });
+            }
+            self.drop_letter(id).await?;
+            Ok(stored)
+        })
+    }
+
+    fn drop_letter(&self, id: u64) -> BoxFuture<'_, Result<(), LetterError>> {
+        Box::pin(async move {
+            self.letter(id).await?;
+            self.letters.lock().unwrap().retain(|stored| stored.id != id);
+            Ok(())
+        })
+    }
+
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>> {
         Box::pin(async { Err("gateway.toml:3: unknown key `lisen`\n\nhint: did you mean `listen`?".to_owned()) })
     }
@@ -110,6 +155,24 @@ struct Site {
     api: Api,
     agent: Arc<Played>,
     submitted: mpsc::UnboundedReceiver<(FunctionName, Arc<Event>, Receipt)>,
+}
+
+/// One of an event with each kind of payload, one of a publish, one of a function that is gone.
+fn letters() -> Vec<StoredLetter> {
+    let letter = |id: u64, function: &str, what: Value| {
+        let mut letter =
+            json!({ "function": function, "outcome": "trapped", "reason": "trapped: unreachable", "attempts": 3 });
+        letter.as_object_mut().unwrap().extend(what.as_object().unwrap().clone());
+        StoredLetter { id, time_ms: 7, letter: serde_json::from_value(letter).unwrap() }
+    };
+    let event = |data: &str| json!({ "event": { "specversion": "1.0", "id": "1", "source": "s", "type": "t", "subject": "a/b", "time_ms": 1, "data_base64": data } });
+    let publish = json!({ "publish": { "broker": "local", "topic": "c/d", "qos": 1, "data_base64": "AP8=" } });
+    vec![
+        letter(3, "double", event("eyJhIjoxfQ==")),
+        letter(5, "double", event("eA==")),
+        letter(6, "double", publish),
+        letter(9, "gone", event("AP8=")),
+    ]
 }
 
 fn limits() -> Limits {
@@ -133,7 +196,13 @@ async fn site_with(limits: Limits) -> Site {
     let folder = tempfile::tempdir().unwrap();
     let (sender, submitted) = mpsc::unbounded_channel();
     let (metrics, logs) = (Metrics::new(), LogRing::new(&limits));
-    let agent = Arc::new(Played { metrics, logs, reasons: Mutex::default(), submitted: sender });
+    let agent = Arc::new(Played {
+        metrics,
+        logs,
+        reasons: Mutex::default(),
+        submitted: sender,
+        letters: Mutex::new(letters()),
+    });
     let handle: Arc<dyn AgentHandle> = Arc::clone(&agent) as _;
     let api = Api::start(options(&folder), handle, Arc::new(limits), Clock::held_at(7)).await.unwrap();
     Site { folder, api, agent, submitted }
@@ -370,4 +439,50 @@ async fn callers_beyond_the_bound_wait_for_their_turn() {
     assert_eq!(third.get("/healthz").await.unwrap().status, 200);
     drop(third);
     site.api.stop().await;
+}
+
+#[tokio::test]
+async fn dead_letters_come_in_pages_and_whole() {
+    let site = site().await;
+    let mut client = site.client().await;
+    let mut seen = Vec::new();
+    let mut next = Some(0);
+    while let Some(after) = next {
+        let path = format!("/v1/dead-letters?limit=2&after={after}");
+        let page: dead_letters::Page = client.get(&path).await.unwrap().json().unwrap();
+        seen.extend(page.letters.iter().map(|letter| (letter.id, letter.topic.clone().unwrap(), letter.payload_bytes)));
+        next = page.next;
+    }
+    let expected = [(3, "a/b", 7), (5, "a/b", 1), (6, "c/d", 2), (9, "a/b", 2)];
+    assert_eq!(seen, expected.map(|(id, topic, bytes)| (id, topic.to_owned(), bytes)));
+    let of_one = client.get("/v1/dead-letters?function=gone").await.unwrap().json::<Value>().unwrap();
+    assert_eq!((&of_one["letters"][0]["id"], &of_one["next"]), (&json!(9), &Value::Null));
+
+    for (id, kind, name, data) in [
+        (3, "event", "data", json!({ "a": 1 })),
+        (5, "event", "data_text", json!("x")),
+        (6, "publish", "data_base64", json!("AP8=")),
+    ] {
+        let whole: Value = client.get(&format!("/v1/dead-letters/{id}")).await.unwrap().json().unwrap();
+        assert_eq!((&whole["id"], &whole["attempts"], &whole[kind][name]), (&json!(id), &json!(3), &data), "{whole:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_replayed_or_dropped_once() {
+    let site = site().await;
+    let mut client = site.client().await;
+    for (method, path) in [(Method::POST, "/v1/dead-letters/3/replay"), (Method::DELETE, "/v1/dead-letters/5")] {
+        let first = client.call(method.clone(), path, &[], Bytes::new()).await.unwrap();
+        assert_eq!(first.status, 200, "{path}");
+        let second = client.call(method, path, &[], Bytes::new()).await.unwrap();
+        assert_eq!(second.status, 404, "{path}");
+        assert!(error(&second.body).hint.unwrap().contains("`tidegate dead-letters`"));
+    }
+    let gone = client.post("/v1/dead-letters/9/replay", "", "").await.unwrap();
+    assert_eq!(gone.status, 404);
+    assert!(error(&gone.body).hint.unwrap().contains("add function `gone` to gateway.toml"));
+    assert_eq!(client.get("/v1/dead-letters/x").await.unwrap().status, 404);
+    assert_eq!(client.get("/v1/dead-letters?size=1").await.unwrap().status, 400);
+    assert_eq!(site.agent.letters.lock().unwrap().len(), 2);
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::packet::{Codec, Greeting, Hello, Received, Version};
-use super::transport::{Stream, Transport};
+use super::greeting::{Greeting, Hello};
+use super::packet::{Codec, Received, Version};
+use super::transport::Transport;
+use crate::net::Stream;
 
 /// Until CONNACK.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,13 +35,14 @@ impl Wire {
         transport: &Transport,
         version: Version,
         hello: &Hello,
-        packet_bytes_max: u32,
+        incoming_bytes_max: u32,
+        outgoing_bytes_max: u32,
     ) -> Result<(Self, Greeting), String> {
         tokio::time::timeout(CONNECT_TIMEOUT, async {
             let stream = transport.open().await?;
             let mut wire = Self {
                 stream,
-                codec: Codec::new(version, packet_bytes_max),
+                codec: Codec::new(version, incoming_bytes_max),
                 incoming: BytesMut::new(),
                 outgoing: BytesMut::new(),
                 flushed: true,
@@ -49,7 +52,7 @@ impl Wire {
                 std::future::poll_fn(|cx| wire.poll(cx)).await?;
                 match wire.next()? {
                     Some(Received::ConnAck(Ok(greeting))) => {
-                        wire.codec.set_outgoing_bytes_max(greeting.packet_bytes_max);
+                        wire.codec.set_outgoing_bytes_max(greeting.packet_bytes_max.min(outgoing_bytes_max));
                         return Ok((wire, greeting));
                     }
                     Some(Received::ConnAck(Err(why))) => {

@@ -3,35 +3,34 @@
 //! # Promises
 //! - It listens on loopback unless users are configured: without users anyone who can connect may do anything.
 //! - A user publishes and subscribes only within the filters that it was given.
+//! - With an [`Intake`], a device hears that its message arrived when the functions of this agent have taken care of it.
 //! - A client with a persistent session finds what was published while it was away, and what it had not acknowledged.
 //!   Sessions and retained messages live in memory: they end with the agent.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use rmqtt::codec::v5::SubscribeAckReason;
 use rmqtt::context::ServerContext;
-use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
+use rmqtt::hook::Type;
 use rmqtt::net::{Builder, Listener};
 use rmqtt::server::MqttServer;
-use rmqtt::types::{AuthResult, Message, PublishAclResult, Reason, SubscribeAclResult};
+use rmqtt::types::{Message, Reason};
 use rumqttc::tokio_rustls::TlsAcceptor;
 use rumqttc::tokio_rustls::rustls::{ServerConfig, crypto};
-use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::retained::Retained;
+use super::hooks::{Hooks, Policy};
+pub use super::intake::Intake;
+use super::retained::{self, Retained};
 use super::shares::Shares;
-use super::{FileError, files};
+use super::{FileError, OnMessage};
 use crate::config::EmbeddedBrokerConfig;
 use crate::limits::Limits;
+use crate::tls;
 use crate::topic::TopicFilter;
 
 /// Sessions and messages are bounded by number, not by time: rmqtt's own defaults are 2 hours and 5 minutes.
@@ -78,110 +77,6 @@ pub enum EmbeddedBrokerError {
     },
 }
 
-/// One user: what it knows and what it may.
-struct User {
-    password: [u8; 32],
-    publish: Vec<TopicFilter>,
-    subscribe: Vec<TopicFilter>,
-}
-
-/// Who may do what. Nothing is held back when there are no users.
-struct Policy {
-    users: BTreeMap<String, User>,
-    dropped: AtomicU64,
-}
-
-impl Policy {
-    fn read(config: &EmbeddedBrokerConfig) -> Result<Self, EmbeddedBrokerError> {
-        let mut users = BTreeMap::new();
-        for (name, user) in &config.users {
-            let password = Sha256::digest(files::password(&user.password_file)?.as_bytes()).into();
-            let (publish, subscribe) = (user.publish.clone(), user.subscribe.clone());
-            users.insert(name.clone(), User { password, publish, subscribe });
-        }
-        Ok(Self { users, dropped: AtomicU64::new(0) })
-    }
-
-    /// Takes as long for a wrong password, or an unknown user, as for the right one.
-    fn knows(&self, name: Option<&str>, password: &[u8]) -> bool {
-        let user = name.and_then(|name| self.users.get(name));
-        let expected = user.map_or([0; 32], |user| user.password);
-        let given: [u8; 32] = Sha256::digest(password).into();
-        let difference = expected.iter().zip(given).fold(0, |sum, (a, b)| sum | (a ^ b));
-        std::hint::black_box(difference) == 0 && user.is_some()
-    }
-
-    fn may_publish(&self, name: Option<&str>, topic: &str) -> bool {
-        self.users.is_empty() || self.user(name).is_some_and(|user| user.publish.iter().any(|f| f.matches(topic)))
-    }
-
-    fn may_subscribe(&self, name: Option<&str>, filter: &str) -> bool {
-        let Ok(filter) = TopicFilter::parse(filter) else { return false };
-        self.users.is_empty() || self.user(name).is_some_and(|user| user.subscribe.iter().any(|f| f.covers(&filter)))
-    }
-
-    fn user(&self, name: Option<&str>) -> Option<&User> {
-        self.users.get(name?)
-    }
-}
-
-struct Hooks(Arc<Policy>);
-
-#[async_trait]
-impl Handler for Hooks {
-    async fn hook(&self, parameter: &Parameter, so_far: Option<HookResult>) -> ReturnType {
-        match parameter {
-            Parameter::ClientAuthenticate(info) => {
-                let name = info.username().map(|name| &**name);
-                let password = info.password().map_or(&[][..], |password| password.as_ref());
-                let result = if self.0.users.is_empty() || self.0.knows(name, password) {
-                    // Not a superuser, whom no filter holds back.
-                    AuthResult::Allow(false, None)
-                } else {
-                    AuthResult::BadUsernameOrPassword
-                };
-                (false, Some(HookResult::AuthResult(result)))
-            }
-            Parameter::ClientSubscribeCheckAcl(session, subscribe) => {
-                let name = session.username().map(|name| &**name);
-                let result = if self.0.may_subscribe(name, &subscribe.topic_filter) {
-                    SubscribeAclResult::new_success(subscribe.opts.qos(), None)
-                } else {
-                    SubscribeAclResult::new_failure(SubscribeAckReason::NotAuthorized)
-                };
-                (false, Some(HookResult::SubscribeAclResult(result)))
-            }
-            Parameter::MessagePublishCheckAcl(session, publish) => {
-                let name = session.username().map(|name| &**name);
-                let result = if self.0.may_publish(name, &publish.topic) {
-                    PublishAclResult::allow()
-                } else {
-                    // MQTT 5 hears that it is not authorized; 3.1.1, which cannot be told, is not disconnected for it.
-                    PublishAclResult::rejected(false, None)
-                };
-                (false, Some(HookResult::PublishAclResult(result)))
-            }
-            Parameter::OfflineInflightMessages(session, _) => {
-                // rmqtt hands these to the session's next connection last first; turned round they come in their order.
-                let mut in_flight = session.out_inflight().write().await;
-                for message in in_flight.to_inflight_messages().into_iter().rev() {
-                    in_flight.push_back(message);
-                }
-                (true, so_far)
-            }
-            Parameter::MessageDropped(_to, _from, publish, reason) => {
-                let dropped = self.0.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-                // A full queue drops for each message that comes: one line for each power of two says as much.
-                if dropped.is_power_of_two() {
-                    tracing::warn!(topic = %publish.topic, ?reason, dropped, "the embedded broker dropped a message");
-                }
-                (true, so_far)
-            }
-            _ => (true, so_far),
-        }
-    }
-}
-
 /// A broker that runs until it is stopped.
 pub struct EmbeddedBroker {
     context: ServerContext,
@@ -189,6 +84,7 @@ pub struct EmbeddedBroker {
     /// The listener without TLS.
     plain: SocketAddr,
     policy: Arc<Policy>,
+    intake: Option<Arc<Intake>>,
     server: JoinHandle<rmqtt::Result<()>>,
     /// Speaks TLS in front of it.
     front: Option<JoinHandle<()>>,
@@ -200,11 +96,23 @@ impl EmbeddedBroker {
     /// # Errors
     /// When the configuration is unsafe, a file is unusable, or the address is.
     pub async fn start(config: &EmbeddedBrokerConfig, limits: &Limits) -> Result<Self, EmbeddedBrokerError> {
+        Self::start_with(config, limits, None).await
+    }
+
+    /// The same, with functions that hear what is published through `intake`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_with(
+        config: &EmbeddedBrokerConfig,
+        limits: &Limits,
+        intake: Option<Arc<Intake>>,
+    ) -> Result<Self, EmbeddedBrokerError> {
         let listen = config.listen;
         if config.users.is_empty() && !listen.ip().is_loopback() {
             return Err(EmbeddedBrokerError::OpenToAll { listen });
         }
-        let policy = Arc::new(Policy::read(config)?);
+        let policy = Arc::new(Policy::read(config, intake.clone())?);
         let tls = acceptor(config)?;
         let failed = |why: String| EmbeddedBrokerError::Listen { listen, why };
 
@@ -217,6 +125,7 @@ impl EmbeddedBroker {
             Type::ClientAuthenticate,
             Type::ClientSubscribeCheckAcl,
             Type::MessagePublishCheckAcl,
+            Type::MessagePublish,
             Type::OfflineInflightMessages,
             Type::MessageDropped,
         ];
@@ -232,7 +141,7 @@ impl EmbeddedBroker {
                 (SocketAddr::from(([127, 0, 0, 1], 0)), Some((front, tls)))
             }
         };
-        let listener = listener(plain, policy.users.is_empty(), limits).map_err(|e| failed(e.to_string()))?;
+        let listener = listener(plain, policy.is_open_to_all(), limits).map_err(|e| failed(e.to_string()))?;
         let plain = listener.local_addr().map_err(|e| failed(e.to_string()))?;
         // Its `start` would end the process on an error.
         let server = MqttServer::new(context.clone()).listener_by_id(listener, 1).build();
@@ -244,8 +153,8 @@ impl EmbeddedBroker {
                 (address, Some(tokio::spawn(unwrap_tls(front, tls, plain))))
             }
         };
-        tracing::info!(%address, users = policy.users.len(), "the embedded broker listens");
-        Ok(Self { context, address, plain, policy, server, front })
+        tracing::info!(%address, users = policy.users(), "the embedded broker listens");
+        Ok(Self { context, address, plain, policy, intake, server, front })
     }
 
     /// Where it listens.
@@ -262,9 +171,29 @@ impl EmbeddedBroker {
         }
     }
 
+    /// The client id under which this process itself connects; new at each start.
+    pub fn own_client_id(&self) -> &str {
+        self.policy.own_client_id()
+    }
+
+    /// What hears it in this process.
+    pub fn intake(&self) -> Option<&Arc<Intake>> {
+        self.intake.as_ref()
+    }
+
+    /// Replaces what this process hears of it, and by whom. What is retained comes for filters that are new.
+    pub fn hear(&self, filters: Vec<TopicFilter>, to: Arc<dyn OnMessage>) {
+        let Some(intake) = &self.intake else { return };
+        let new = intake.hear(filters, Arc::clone(&to));
+        if !new.is_empty() {
+            let context = self.context.clone();
+            tokio::spawn(async move { retained::hand_out(&context, &new, &*to).await });
+        }
+    }
+
     /// Messages that it dropped because a session's queue was full.
     pub fn dropped(&self) -> u64 {
-        self.policy.dropped.load(Ordering::Relaxed)
+        self.policy.dropped()
     }
 
     /// Stops listening, and tells every client.
@@ -342,8 +271,8 @@ fn acceptor(config: &EmbeddedBrokerConfig) -> Result<Option<TlsAcceptor>, Embedd
         (Some(cert), Some(key)) => (cert, key),
         _ => return Err(EmbeddedBrokerError::HalfTls),
     };
-    let chain = files::certificates("cert", cert)?;
-    let key = files::private_key("key", key)?;
+    let chain = tls::certificates("cert", cert)?;
+    let key = tls::private_key("key", key)?;
     let server = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
@@ -379,36 +308,5 @@ async fn unwrap_tls(front: TcpListener, tls: TlsAcceptor, plain: SocketAddr) {
                 tracing::debug!(%from, %error, "a TLS client of the embedded broker is gone");
             }
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn policy() -> Policy {
-        let filters = |text: &str| vec![TopicFilter::parse(text).unwrap()];
-        let password = Sha256::digest(b"secret").into();
-        let user = User { password, publish: filters("sensors/#"), subscribe: filters("results/+") };
-        Policy { users: BTreeMap::from([("device".to_owned(), user)]), dropped: AtomicU64::new(0) }
-    }
-
-    #[test]
-    fn only_the_right_password_of_a_known_user_lets_in() {
-        assert!(policy().knows(Some("device"), b"secret"));
-        assert!(!policy().knows(Some("device"), b"Secret"));
-        assert!(!policy().knows(Some("device"), b""));
-        assert!(!policy().knows(Some("other"), b"secret"));
-        assert!(!policy().knows(None, b"secret"));
-    }
-
-    #[test]
-    fn a_user_stays_within_its_filters() {
-        assert!(policy().may_publish(Some("device"), "sensors/1/temp"));
-        assert!(!policy().may_publish(Some("device"), "results/1"));
-        assert!(policy().may_subscribe(Some("device"), "results/1"));
-        assert!(policy().may_subscribe(Some("device"), "$share/g/results/+"));
-        assert!(!policy().may_subscribe(Some("device"), "results/#"));
-        assert!(!policy().may_subscribe(None, "results/1"));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Incoming;
 use super::signal::Signal;
-use crate::receipt::Receipt;
+use crate::receipt::{NotKept, Receipt};
 
 /// Shared between the connection and the receipts that are out.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ impl Inbox {
         Receipt::new(move |result| inbox.settle(generation, sequence, result))
     }
 
-    fn settle(&self, generation: u64, sequence: u64, result: Result<(), String>) {
+    fn settle(&self, generation: u64, sequence: u64, result: Result<(), NotKept>) {
         let mut state = self.lock();
         if state.generation != generation {
             return;
@@ -134,7 +134,7 @@ impl Inbox {
             Err(why) => {
                 slot.progress = Progress::Failed;
                 state.failed += 1;
-                state.last_failure = Some(why);
+                state.last_failure = Some(why.to_string());
                 true
             }
         };

@@ -11,21 +11,25 @@
 //! middle, and flushes for each packet. `tests/mqtt_*.rs` holds each of these against real brokers.
 
 mod connection;
+mod echo;
 pub mod embedded;
-mod files;
+mod greeting;
+mod held;
+mod hooks;
 mod inbox;
-mod packet;
+mod intake;
+pub(crate) mod packet;
 mod retained;
 mod session;
 mod shares;
 mod signal;
-mod subscriptions;
+pub(crate) mod subscriptions;
 mod transport;
 mod window;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,18 +38,24 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::greeting::Hello;
 use self::inbox::Inbox;
-use self::packet::{Hello, Version};
+use self::intake::Intake;
+use self::packet::Version;
 use self::session::Session;
 use self::signal::Signal;
 use self::subscriptions::Subscriptions;
+pub(crate) use self::transport::BackOff;
 use self::transport::Transport;
 use crate::clock::Clock;
 use crate::config::MqttConfig;
 use crate::invocation::Publish;
 use crate::limits::Limits;
 use crate::name::{BrokerName, GatewayName};
+use crate::net::Net;
 use crate::receipt::Receipt;
+use crate::tls;
+pub use crate::tls::FileError;
 use crate::topic::TopicFilter;
 
 /// Why a broker's configuration cannot be used.
@@ -77,6 +87,14 @@ pub enum BrokerError {
         /// As it was written.
         version: u8,
     },
+    /// A QoS that does not exist.
+    #[error("broker `{broker}` has max_qos {max_qos}: it must be 0, 1 or 2")]
+    MaxQos {
+        /// Which.
+        broker: BrokerName,
+        /// As it was written.
+        max_qos: u8,
+    },
     /// A file that cannot be read.
     #[error("broker `{broker}`: {file}")]
     File {
@@ -93,18 +111,6 @@ pub enum BrokerError {
         /// What is wrong.
         why: String,
     },
-}
-
-/// A password, certificate or key file that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot read `{key}` from {path}: {why}", path = path.display())]
-pub struct FileError {
-    /// The key in gateway.toml.
-    pub key: &'static str,
-    /// The file.
-    pub path: PathBuf,
-    /// What is wrong.
-    pub why: String,
 }
 
 /// A message that a broker sent.
@@ -174,7 +180,8 @@ pub struct BrokerStatus {
     pub received: u64,
     /// Publishes that are done: sent with QoS 0, confirmed with QoS 1 and 2.
     pub published: u64,
-    /// QoS 0 publishes that were dropped because the broker was away, and messages over the size limit.
+    /// QoS 0 publishes that were dropped because the broker was away, messages over the size limit, and what the embedded
+    /// broker had no room for in the sessions of others.
     pub dropped: u64,
 }
 
@@ -238,6 +245,8 @@ pub struct Broker {
     shared: Arc<Shared>,
     // Behind an `Arc` because a token's own clones take a lock, and a broker is cloned for each publish.
     task: Arc<Task>,
+    /// Functions that hear what is published here in this process, when it is the embedded broker.
+    intake: Option<Arc<Intake>>,
 }
 
 /// The connection's task, which ends with this value.
@@ -262,14 +271,18 @@ impl Broker {
         state_dir: &Path,
         limits: &Limits,
         clock: Clock,
+        net: Net,
     ) -> Result<Self, BrokerError> {
         let version = match config.version {
             5 => Version::V5,
             3 => Version::V3,
             version => return Err(BrokerError::Version { broker: name, version }),
         };
-        let transport = Transport::new(&name, config)?;
-        let password = config.password_file.as_deref().map(files::password).transpose();
+        if config.max_qos > 2 {
+            return Err(BrokerError::MaxQos { broker: name, max_qos: config.max_qos });
+        }
+        let transport = Transport::new(&name, config, net)?;
+        let password = config.password_file.as_deref().map(|file| tls::password("password_file", file)).transpose();
         let password = password.map_err(|file| BrokerError::File { broker: name.clone(), file })?;
         let client_id = config.client_id.clone().unwrap_or_else(|| format!("tidegate-{gateway}-{name}"));
         let file = state_dir.join("mqtt").join(format!("{name}.json"));
@@ -299,9 +312,14 @@ impl Broker {
             clock,
         });
         let cancel = CancellationToken::new();
-        let session = Session::new(Arc::clone(&shared), transport, version, hello, subscriptions, limits);
+        let session = Session::new(Arc::clone(&shared), transport, version, hello, subscriptions, config, limits);
         tokio::spawn(session.run(cancel.clone()));
-        Ok(Self { shared, task: Arc::new(Task(cancel)) })
+        Ok(Self { shared, task: Arc::new(Task(cancel)), intake: None })
+    }
+
+    /// This connection leads to the embedded broker, behind which `intake` hears.
+    pub fn beside(self, intake: Option<Arc<Intake>>) -> Self {
+        Self { intake, ..self }
     }
 
     /// Its name in gateway.toml.
@@ -309,11 +327,19 @@ impl Broker {
         &self.shared.name
     }
 
+    /// Whether both are the same connection.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Publishes. Waits only while too many are not done. The receipt is kept when the message was handed to the socket (QoS
     /// 0) or confirmed by the broker (QoS 1, 2), and failed when the broker refuses it. While the broker is away and there is
     /// no room, QoS 0 is dropped and counted.
     pub async fn publish(&self, publish: Publish, receipt: Receipt) {
         let shared = &self.shared;
+        if let Some(intake) = &self.intake {
+            intake.hear_own(&publish, &receipt);
+        }
         match shared.room.try_acquire() {
             Ok(room) => room.forget(),
             Err(_) if publish.qos == 0 && *shared.link.borrow() == Link::Down => {
@@ -344,6 +370,9 @@ impl Broker {
 
     /// Hands out nothing more; what comes is left for the session's next connection.
     pub fn pause(&self) {
+        if let Some(intake) = &self.intake {
+            intake.close();
+        }
         self.shared.orders().pause = true;
         self.shared.signal.raise();
     }
@@ -363,12 +392,12 @@ impl Broker {
             since_ms: standing.since_ms,
             last_error: standing.last_error.clone(),
             refused: standing.refused.clone(),
-            in_flight: shared.inbox.len(),
+            in_flight: shared.inbox.len() + self.intake.as_ref().map_or(0, |intake| intake.waiting()),
             unconfirmed: shared.room_max - shared.room.available_permits(),
             reconnects: count(&shared.counters.reconnects),
-            received: count(&shared.counters.received),
+            received: count(&shared.counters.received) + self.intake.as_ref().map_or(0, |intake| intake.received()),
             published: count(&shared.counters.published),
-            dropped: count(&shared.counters.dropped),
+            dropped: count(&shared.counters.dropped) + self.intake.as_ref().map_or(0, |intake| intake.dropped()),
         }
     }
 

@@ -7,35 +7,15 @@ use rumqttc::mqttbytes::{self as v3_errors, v4 as v3};
 use rumqttc::v5::mqttbytes::{self as v5_errors, v5};
 
 use super::Incoming;
+use super::greeting::{Caps, Greeting, Hello};
 use crate::invocation::Publish;
+use crate::receipt::NotKept;
 
 /// Which protocol is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     V3,
     V5,
-}
-
-/// What CONNECT says.
-#[derive(Clone, Debug)]
-pub(super) struct Hello {
-    pub(super) client_id: String,
-    pub(super) login: Option<(String, String)>,
-    pub(super) keep_alive_secs: u16,
-    pub(super) session_expiry_secs: u32,
-    pub(super) receive_maximum: u16,
-}
-
-/// What CONNACK says when the broker lets us in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Greeting {
-    pub(super) session_present: bool,
-    /// QoS 1 and 2 publishes that the broker takes at the same time.
-    pub(super) receive_maximum: u16,
-    /// Largest packet that the broker takes.
-    pub(super) packet_bytes_max: u32,
-    /// The broker's own idea of the keep-alive.
-    pub(super) keep_alive_secs: Option<u16>,
 }
 
 /// What comes from a broker.
@@ -46,6 +26,8 @@ pub(super) enum Received {
     Publish {
         id: u16,
         message: Incoming,
+        /// For which of our subscriptions it comes, when the broker says so.
+        subscriptions: Vec<u32>,
     },
     /// A PUBLISH over our limit, which was skipped.
     TooLarge {
@@ -56,11 +38,11 @@ pub(super) enum Received {
     },
     PubAck {
         id: u16,
-        refused: Option<String>,
+        refused: Option<NotKept>,
     },
     PubRec {
         id: u16,
-        refused: Option<String>,
+        refused: Option<NotKept>,
     },
     PubRel(u16),
     PubComp(u16),
@@ -182,7 +164,14 @@ impl Codec {
         out.put_u16(id);
     }
 
-    pub(super) fn subscribe(&self, id: u16, filters: &[(String, u8)], out: &mut BytesMut) -> Result<(), String> {
+    /// `number` comes back with each message of these filters (MQTT 5).
+    pub(super) fn subscribe(
+        &self,
+        id: u16,
+        filters: &[(String, u8)],
+        number: Option<u32>,
+        out: &mut BytesMut,
+    ) -> Result<(), String> {
         match self.version {
             Version::V3 => {
                 let filter = |(path, qos): &(String, u8)| v3::SubscribeFilter::new(path.clone(), qos3(*qos));
@@ -196,7 +185,10 @@ impl Codec {
                     retain_forward_rule: v5::RetainForwardRule::OnNewSubscribe,
                     ..v5::Filter::new(path.clone(), qos5(*qos))
                 };
-                let mut packet = v5::Subscribe::new_many(filters.iter().map(filter), None);
+                let number = number.and_then(|number| usize::try_from(number).ok());
+                let properties =
+                    number.map(|number| v5::SubscribeProperties { id: Some(number), user_properties: Vec::new() });
+                let mut packet = v5::Subscribe::new_many(filters.iter().map(filter), properties);
                 packet.pkid = id;
                 packet.write(out).map_err(|e| e.to_string())?;
             }
@@ -234,18 +226,22 @@ impl Codec {
         if self.skip > 0 || bytes.is_empty() {
             return Ok(None);
         }
+        // The codec takes a packet out of the bytes before it looks inside: one that is there and ends early is malformed.
+        let pending = bytes.len();
         match self.version {
             Version::V3 => {
                 match v3::Packet::read(bytes, usize::try_from(self.incoming_bytes_max).unwrap_or(usize::MAX)) {
                     Ok(packet) => received3(packet).map(Some),
-                    Err(v3_errors::Error::InsufficientBytes(more)) => Ok(wait_for(bytes, more)),
+                    Err(v3_errors::Error::InsufficientBytes(more)) if bytes.len() == pending => {
+                        Ok(wait_for(bytes, more))
+                    }
                     Err(v3_errors::Error::PayloadSizeLimitExceeded(_)) => self.skip_large(bytes),
                     Err(error) => Err(format!("the broker sent a malformed packet: {error}")),
                 }
             }
             Version::V5 => match v5::Packet::read(bytes, Some(self.incoming_bytes_max)) {
                 Ok(packet) => received5(packet).map(Some),
-                Err(v5_errors::Error::InsufficientBytes(more)) => Ok(wait_for(bytes, more)),
+                Err(v5_errors::Error::InsufficientBytes(more)) if bytes.len() == pending => Ok(wait_for(bytes, more)),
                 Err(v5_errors::Error::PayloadSizeLimitExceeded { .. }) => self.skip_large(bytes),
                 Err(error) => Err(format!("the broker sent a malformed packet: {error}")),
             },
@@ -272,6 +268,29 @@ impl Codec {
         self.skip = header_len + remaining;
         Ok(Some(Received::TooLarge { id, qos, topic, bytes: remaining }))
     }
+}
+
+/// Reads `bytes`, as they could come from a broker: however they are cut up on the way, the packets are the same.
+///
+/// # Panics
+/// When they are not.
+pub(crate) fn check(version: u8, bytes: &[u8]) {
+    let version = if version == 3 { Version::V3 } else { Version::V5 };
+    let read_in = |parts: usize| {
+        let (mut codec, mut pending, mut found) = (Codec::new(version, 4 << 10), BytesMut::new(), Vec::new());
+        for part in bytes.chunks(parts) {
+            pending.extend_from_slice(part);
+            loop {
+                match codec.read(&mut pending) {
+                    Ok(Some(packet)) => found.push(format!("{packet:?}")),
+                    Ok(None) => break,
+                    Err(_) => return (found, true),
+                }
+            }
+        }
+        (found, false)
+    };
+    assert_eq!(read_in(bytes.len().max(1)), read_in(1));
 }
 
 fn wait_for(bytes: &mut BytesMut, more: usize) -> Option<Received> {
@@ -331,6 +350,7 @@ fn received3(packet: v3::Packet) -> Result<Received, String> {
                 content_type: None,
                 properties: Vec::new(),
             },
+            subscriptions: Vec::new(),
         },
         v3::Packet::PubAck(ack) => Received::PubAck { id: ack.pkid, refused: None },
         v3::Packet::PubRec(ack) => Received::PubRec { id: ack.pkid, refused: None },
@@ -351,6 +371,8 @@ fn received3(packet: v3::Packet) -> Result<Received, String> {
                 receive_maximum: u16::MAX,
                 packet_bytes_max: u32::MAX,
                 keep_alive_secs: None,
+                session_expiry_secs: None,
+                caps: Caps::of(Version::V3),
             }),
             code => Err(format!("{code:?}")),
         }),
@@ -362,6 +384,7 @@ fn received5(packet: v5::Packet) -> Result<Received, String> {
     Ok(match packet {
         v5::Packet::Publish(publish) => {
             let properties = publish.properties.unwrap_or_default();
+            let ids = properties.subscription_identifiers.into_iter();
             let topic = std::str::from_utf8(&publish.topic).map_err(|_| "the broker sent a topic that is not UTF-8")?;
             Received::Publish {
                 id: publish.pkid,
@@ -374,16 +397,33 @@ fn received5(packet: v5::Packet) -> Result<Received, String> {
                     content_type: properties.content_type.map(Arc::from),
                     properties: properties.user_properties,
                 },
+                subscriptions: ids.filter_map(|id| u32::try_from(id).ok()).collect(),
             }
         }
         v5::Packet::PubAck(ack) => {
-            use v5::PubAckReason::{NoMatchingSubscribers, Success};
-            let refused = (!matches!(ack.reason, Success | NoMatchingSubscribers)).then(|| format!("{:?}", ack.reason));
+            use v5::PubAckReason::{
+                NoMatchingSubscribers, NotAuthorized, PayloadFormatInvalid, Success, TopicNameInvalid,
+            };
+            let refused = match ack.reason {
+                Success | NoMatchingSubscribers => None,
+                NotAuthorized | TopicNameInvalid | PayloadFormatInvalid => {
+                    Some(NotKept::ForGood(format!("{:?}", ack.reason)))
+                }
+                reason => Some(NotKept::NotNow(format!("{reason:?}"))),
+            };
             Received::PubAck { id: ack.pkid, refused }
         }
         v5::Packet::PubRec(ack) => {
-            use v5::PubRecReason::{NoMatchingSubscribers, Success};
-            let refused = (!matches!(ack.reason, Success | NoMatchingSubscribers)).then(|| format!("{:?}", ack.reason));
+            use v5::PubRecReason::{
+                NoMatchingSubscribers, NotAuthorized, PayloadFormatInvalid, Success, TopicNameInvalid,
+            };
+            let refused = match ack.reason {
+                Success | NoMatchingSubscribers => None,
+                NotAuthorized | TopicNameInvalid | PayloadFormatInvalid => {
+                    Some(NotKept::ForGood(format!("{:?}", ack.reason)))
+                }
+                reason => Some(NotKept::NotNow(format!("{reason:?}"))),
+            };
             Received::PubRec { id: ack.pkid, refused }
         }
         v5::Packet::PubRel(ack) => Received::PubRel(ack.pkid),
@@ -399,12 +439,39 @@ fn received5(packet: v5::Packet) -> Result<Received, String> {
         v5::Packet::PingResp(_) => Received::PingResp,
         v5::Packet::Disconnect(packet) => Received::Disconnect(format!("{:?}", packet.reason_code)),
         v5::Packet::ConnAck(ack) if ack.code == v5::ConnectReturnCode::Success => {
-            let properties = ack.properties.as_ref();
+            let said = ack.properties.unwrap_or(v5::ConnAckProperties {
+                session_expiry_interval: None,
+                receive_max: None,
+                max_qos: None,
+                retain_available: None,
+                max_packet_size: None,
+                assigned_client_identifier: None,
+                topic_alias_max: None,
+                reason_string: None,
+                user_properties: Vec::new(),
+                wildcard_subscription_available: None,
+                subscription_identifiers_available: None,
+                shared_subscription_available: None,
+                server_keep_alive: None,
+                response_information: None,
+                server_reference: None,
+                authentication_method: None,
+                authentication_data: None,
+            });
+            let has = |said: Option<u8>| said != Some(0);
             Received::ConnAck(Ok(Greeting {
                 session_present: ack.session_present,
-                receive_maximum: properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX),
-                packet_bytes_max: properties.and_then(|p| p.max_packet_size).unwrap_or(u32::MAX),
-                keep_alive_secs: properties.and_then(|p| p.server_keep_alive),
+                receive_maximum: said.receive_max.unwrap_or(u16::MAX),
+                packet_bytes_max: said.max_packet_size.unwrap_or(u32::MAX),
+                keep_alive_secs: said.server_keep_alive,
+                session_expiry_secs: said.session_expiry_interval,
+                caps: Caps {
+                    max_qos: said.max_qos.unwrap_or(2),
+                    retain: has(said.retain_available),
+                    wildcards: has(said.wildcard_subscription_available),
+                    shares: has(said.shared_subscription_available),
+                    subscription_ids: has(said.subscription_identifiers_available),
+                },
             }))
         }
         v5::Packet::ConnAck(ack) => {
@@ -414,4 +481,82 @@ fn received5(packet: v5::Packet) -> Result<Received, String> {
         }
         other => return Err(format!("the broker sent {other:?}, which only clients may")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES_MAX: u32 = 2_000;
+
+    /// What a broker may send: messages of each QoS, one of them over the limit, and answers.
+    fn packets(version: Version) -> BytesMut {
+        let codec = Codec::new(version, BYTES_MAX);
+        let mut bytes = BytesMut::new();
+        for (qos, len) in [(0, 0), (1, 10), (2, 1_500), (1, 5_000), (0, 200)] {
+            let publish = Publish {
+                broker: None,
+                topic: "a/b".into(),
+                data: vec![b'x'; len].into(),
+                qos,
+                retain: qos == 1,
+                content_type: Some("text/plain".into()),
+                properties: vec![("site".into(), "3".to_owned())],
+            };
+            codec.publish(&publish, 7, false, &mut bytes).unwrap();
+        }
+        for reply in [Reply::Ack, Reply::Rec, Reply::Rel, Reply::Comp] {
+            Codec::ack(reply, 7, &mut bytes);
+        }
+        bytes.put_slice(&[0xd0, 0]);
+        bytes
+    }
+
+    /// Reads all that is there, as a connection does.
+    fn read_all(codec: &mut Codec, bytes: &mut BytesMut) -> Result<Vec<String>, String> {
+        let mut told = Vec::new();
+        while let Some(received) = codec.read(bytes)? {
+            told.push(format!("{received:?}"));
+        }
+        Ok(told)
+    }
+
+    #[test]
+    fn packets_come_whole_however_their_bytes_come() {
+        for version in [Version::V5, Version::V3] {
+            let sent = packets(version);
+            let whole = read_all(&mut Codec::new(version, BYTES_MAX), &mut sent.clone()).unwrap();
+            assert_eq!(whole.len(), 10, "{whole:?}");
+            for piece in [1, 2, 3, 1_000] {
+                let mut codec = Codec::new(version, BYTES_MAX);
+                let (mut bytes, mut told) = (BytesMut::new(), Vec::new());
+                for part in sent.chunks(piece) {
+                    bytes.put_slice(part);
+                    told.extend(read_all(&mut codec, &mut bytes).unwrap());
+                }
+                assert_eq!(told, whole, "{piece} at once");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_make_no_sense_end_the_connection_and_nothing_else() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for round in 0..20_000 {
+            let version = if round % 2 == 0 { Version::V5 } else { Version::V3 };
+            let mut bytes = if round % 3 == 0 {
+                let len = random.usize(..200);
+                std::iter::repeat_with(|| random.u8(..)).take(len).collect()
+            } else {
+                let mut bytes = packets(version);
+                for _ in 0..random.usize(1..8) {
+                    let at = random.usize(..bytes.len());
+                    bytes[at] = random.u8(..);
+                }
+                bytes
+            };
+            let _ = read_all(&mut Codec::new(version, BYTES_MAX), &mut bytes);
+            assert!(bytes.capacity() < 1 << 20, "round {round} makes room for {}", bytes.capacity());
+        }
+    }
 }

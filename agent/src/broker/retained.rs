@@ -1,10 +1,30 @@
 //! Retained messages of the embedded broker, in memory.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rmqtt::context::ServerContext;
 use rmqtt::retain::{DefaultRetainStorage, RetainStorage};
 use rmqtt::types::{Retain, TopicFilter, TopicName};
+
+use super::hooks::incoming;
+use super::{Incoming, OnMessage};
+use crate::topic;
+
+/// Hands out what is retained on any of `filters`, each message once.
+pub(super) async fn hand_out(context: &ServerContext, filters: &[topic::TopicFilter], to: &dyn OnMessage) {
+    let mut topics = HashSet::new();
+    for filter in filters {
+        // `$share/…` gets nothing that is retained, in MQTT.
+        let found = context.extends.retain().await.get(&filter.as_str().into()).await.unwrap_or_default();
+        for (topic, retained) in found {
+            if topics.insert(topic) {
+                to.on_message(Incoming { retain: true, qos: 0, ..incoming(&retained.publish) }, None);
+            }
+        }
+    }
+}
 
 /// rmqtt's own storage with its switch on, and a bound.
 pub(super) struct Retained {

@@ -12,14 +12,18 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Wire;
-use super::packet::{Codec, Greeting, Hello, Received, Reply, Version};
+use super::echo::Echoes;
+use super::greeting::{Caps, Greeting, Hello};
+use super::packet::{Codec, Received, Reply, Version};
 use super::subscriptions::{Change, Subscriptions};
 use super::transport::{BackOff, Transport};
 use super::window::{Due, Stage, Window};
 use super::{Incoming, Link, OnMessage, Shared};
+use crate::config::MqttConfig;
 use crate::invocation::Publish;
 use crate::limits::Limits;
-use crate::receipt::Receipt;
+use crate::receipt::{NotKept, Receipt};
+use crate::trigger::mqtt::HOPS_PROPERTY;
 
 /// Room for topic and properties beside the payload.
 const PACKET_OVERHEAD_BYTES: u32 = 128 << 10;
@@ -38,13 +42,21 @@ pub(super) struct Session {
     version: Version,
     hello: Hello,
     packet_bytes_max: u32,
+    /// What gateway.toml says of the broker, which one of 3.1.1 cannot say itself.
+    max_qos: u8,
+    max_in_flight: u16,
+    outgoing_bytes_max: u32,
+    caps: Caps,
     event_bytes_max: u64,
     subscriptions: Subscriptions,
     to: Option<Arc<dyn OnMessage>>,
     /// Came before anyone wanted to hear.
     early: Vec<(Incoming, Receipt)>,
+    /// Capabilities and session expiry that the log has been told of.
+    told_limits: Option<(Caps, u32)>,
     queue: VecDeque<(Publish, Receipt)>,
     window: Window,
+    echoes: Echoes,
     /// QoS 2 messages that we have taken over (PUBREC) and the broker has not released (PUBREL): not to be heard twice.
     taken_over: HashSet<u16>,
     paused: bool,
@@ -64,6 +76,7 @@ impl Session {
         version: Version,
         hello: Hello,
         subscriptions: Subscriptions,
+        config: &MqttConfig,
         limits: &Limits,
     ) -> Self {
         let event_bytes_max = limits.event_bytes_max.0;
@@ -73,12 +86,18 @@ impl Session {
             version,
             hello,
             packet_bytes_max: u32::try_from(event_bytes_max).unwrap_or(u32::MAX).saturating_add(PACKET_OVERHEAD_BYTES),
+            max_qos: config.max_qos,
+            max_in_flight: config.max_in_flight.map_or(u16::MAX, |max| u16::try_from(max).unwrap_or(u16::MAX)),
+            outgoing_bytes_max: config.max_packet.map_or(u32::MAX, |max| u32::try_from(max.0).unwrap_or(u32::MAX)),
+            caps: Caps::of(version),
             event_bytes_max,
             subscriptions,
             to: None,
             early: Vec::new(),
+            told_limits: None,
             queue: VecDeque::new(),
             window: Window::new(limits.mqtt_unconfirmed_max),
+            echoes: Echoes::default(),
             taken_over: HashSet::new(),
             paused: false,
             first: true,
@@ -94,8 +113,10 @@ impl Session {
     pub(super) async fn run(mut self, cancel: CancellationToken) {
         let mut back_off = BackOff::new(Duration::from_millis(250), Duration::from_secs(30));
         loop {
-            let opened = Wire::open(&self.transport, self.version, &self.hello, self.packet_bytes_max);
+            let opened =
+                Wire::open(&self.transport, self.version, &self.hello, self.packet_bytes_max, self.outgoing_bytes_max);
             let opened = tokio::select! {
+                biased;
                 opened = opened => opened,
                 () = cancel.cancelled() => break,
             };
@@ -116,12 +137,16 @@ impl Session {
             };
             self.down(why);
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(back_off.step()) => {}
                 () = cancel.cancelled() => break,
             }
         }
         self.shared.set_link(Link::Down);
         self.shared.room.close();
+        // What was never taken holds on to those who ordered it, and they to this broker.
+        let left = std::mem::take(&mut *self.shared.orders());
+        drop(left);
         self.shared.ended.cancel();
     }
 
@@ -140,6 +165,14 @@ impl Session {
         let mut timer: std::pin::Pin<&mut Sleep> = pin!(tokio::time::sleep_until(ping_at));
         loop {
             self.take_orders(&mut wire)?;
+            // Before the first wait too: what comes right behind CONNACK has been read with it.
+            while let Some(packet) = wire.next()? {
+                if matches!(packet, Received::PingResp) {
+                    unanswered = false;
+                } else {
+                    self.take(packet, &mut wire)?;
+                }
+            }
             self.send(&mut wire);
             self.give_back_room();
 
@@ -165,13 +198,6 @@ impl Session {
                 return self.say_good_bye(wire).await;
             }
 
-            while let Some(packet) = wire.next()? {
-                if matches!(packet, Received::PingResp) {
-                    unanswered = false;
-                } else {
-                    self.take(packet, &mut wire)?;
-                }
-            }
             if ticked {
                 let now = self.shared.clock.instant();
                 if now >= ping_at {
@@ -195,7 +221,10 @@ impl Session {
     fn up(&mut self, wire: &mut Wire, greeting: &Greeting) -> Result<(), String> {
         let present = greeting.session_present;
         tracing::info!(broker = %self.shared.name, session_present = present, "connected to the broker");
-        self.window.connected(present, self.first, greeting.receive_maximum);
+        self.caps = Caps { max_qos: greeting.caps.max_qos.min(self.max_qos), ..greeting.caps };
+        self.tell_limits(greeting);
+        let at_once = greeting.receive_maximum.min(self.max_in_flight);
+        self.window.connected(present, self.first, at_once, self.caps.max_qos);
         if !present {
             self.taken_over.clear();
         }
@@ -213,6 +242,26 @@ impl Session {
         self.ask(changes, wire)
     }
 
+    /// What the broker has less of than was asked for, when it is not what it said the last time.
+    fn tell_limits(&mut self, greeting: &Greeting) {
+        let asked = self.hello.session_expiry_secs;
+        let granted = greeting.session_expiry_secs.unwrap_or(asked);
+        let limits = (self.caps, granted);
+        if self.told_limits.replace(limits) == Some(limits) {
+            return;
+        }
+        let broker = &self.shared.name;
+        if self.caps.max_qos < 2 {
+            tracing::info!(%broker, max_qos = self.caps.max_qos, "what is published at a higher QoS goes at the broker's highest");
+        }
+        if !self.caps.retain {
+            tracing::info!(%broker, "the broker retains nothing: `retain` of what is published does not count");
+        }
+        if granted < asked {
+            tracing::warn!(%broker, asked_secs = asked, granted_secs = granted, "the broker keeps the session for a shorter time than `session_expiry`");
+        }
+    }
+
     fn down(&self, why: String) {
         self.shared.set_link(Link::Down);
         let mut standing = self.shared.standing();
@@ -225,6 +274,8 @@ impl Session {
 
     /// What a connection leaves behind when it ends.
     fn ended(&mut self) {
+        // Before anything is given back: who hears of it may ask how the link is.
+        self.shared.set_link(Link::Down);
         self.retry_at = None;
         self.early.clear();
         self.shared.inbox.forget();
@@ -233,7 +284,8 @@ impl Session {
             let Publish { topic, qos, data, .. } = publish;
             let bytes = data.len();
             tracing::error!(broker = %self.shared.name, %topic, qos, bytes, "given up: each connection ends upon this publish");
-            receipt.fail(format!("broker `{}` closes the connection upon a publish on `{topic}`", self.shared.name));
+            let why = format!("broker `{}` closes the connection upon a publish on `{topic}`", self.shared.name);
+            receipt.fail(NotKept::ForGood(why));
         }
         self.give_back_room();
     }
@@ -263,18 +315,54 @@ impl Session {
     }
 
     fn ask(&mut self, changes: Vec<Change>, wire: &mut Wire) -> Result<(), String> {
-        for change in changes {
+        for mut change in changes {
+            self.leave_out_what_the_broker_lacks(&mut change);
             // Packet ids above those of publishes.
             self.last_control_id = self.last_control_id.checked_add(1).unwrap_or(self.publish_ids.saturating_add(1));
             let id = self.last_control_id;
             match &change {
-                Change::Subscribe(filters) => wire.codec.subscribe(id, filters, &mut wire.outgoing)?,
+                Change::Subscribe { filters, .. } if filters.is_empty() => continue,
+                Change::Subscribe { filters, number } => {
+                    let number = number.filter(|_| self.caps.subscription_ids);
+                    wire.codec.subscribe(id, filters, number, &mut wire.outgoing)?;
+                }
                 Change::Unsubscribe(filters) => wire.codec.unsubscribe(id, filters, &mut wire.outgoing)?,
             }
             self.subscriptions.asked(id, change);
         }
         self.set_ready();
         Ok(())
+    }
+
+    /// To ask for it would end the connection.
+    fn leave_out_what_the_broker_lacks(&mut self, change: &mut Change) {
+        let Change::Subscribe { filters, .. } = change else { return };
+        let caps = self.caps;
+        filters.iter_mut().for_each(|(_, qos)| *qos = (*qos).min(caps.max_qos));
+        let lacks = |filter: &str| match () {
+            () if !caps.shares && filter.starts_with("$share/") => Some("the broker has no shared subscriptions"),
+            () if !caps.wildcards && filter.contains(['+', '#']) => Some("the broker has no wildcards"),
+            () => None,
+        };
+        let mut refused = Vec::new();
+        filters.retain(|(filter, _)| match lacks(filter) {
+            Some(why) => {
+                refused.push((filter.clone(), why.to_owned()));
+                false
+            }
+            None => true,
+        });
+        for (filter, _) in &refused {
+            self.subscriptions.refuse(filter);
+        }
+        self.tell_refused(refused);
+    }
+
+    fn tell_refused(&self, refused: Vec<(String, String)>) {
+        for (filter, why) in &refused {
+            tracing::error!(broker = %self.shared.name, filter, reason = why, "the broker refuses the subscription");
+        }
+        self.shared.standing().refused.extend(refused);
     }
 
     fn set_ready(&self) {
@@ -305,10 +393,17 @@ impl Session {
             self.write(due, wire);
         }
         while !wire.is_congested() && !self.window.sends_again() {
-            let Some((publish, receipt)) = self.queue.pop_front() else { break };
+            let Some((mut publish, receipt)) = self.queue.pop_front() else { break };
+            publish.qos = publish.qos.min(self.caps.max_qos);
+            publish.retain &= self.caps.retain;
             if publish.qos == 2 && self.version == Version::V3 && self.window.len() >= QOS_2_AT_ONCE {
                 self.queue.push_front((publish, receipt));
                 break;
+            }
+            if self.version == Version::V3
+                && let Some(hops) = publish.properties.iter().find(|(name, _)| name == HOPS_PROPERTY)
+            {
+                self.echoes.remember(&publish.topic, &publish.data, hops.1.parse().unwrap_or(0));
             }
             if publish.qos == 0 {
                 self.done += 1;
@@ -317,7 +412,7 @@ impl Session {
                         self.shared.counters.published.fetch_add(1, Ordering::Relaxed);
                         receipt.keep();
                     }
-                    Err(why) => receipt.fail(why),
+                    Err(why) => receipt.fail(NotKept::ForGood(why)),
                 }
                 continue;
             }
@@ -341,7 +436,7 @@ impl Session {
                 let Some(publish) = self.window.publish(id) else { return };
                 if let Err(why) = wire.codec.publish(publish, id, duplicate, &mut wire.outgoing) {
                     let refused = self.window.refuse(id);
-                    self.finish(refused, Some(why));
+                    self.finish(refused, Some(NotKept::ForGood(why)));
                 }
             }
         }
@@ -350,14 +445,16 @@ impl Session {
     /// What has come, other than PINGRESP.
     fn take(&mut self, packet: Received, wire: &mut Wire) -> Result<(), String> {
         match packet {
-            Received::Publish { id, message } => self.take_message(id, message, wire),
+            Received::Publish { id, message, subscriptions } => {
+                let repeat = self.subscriptions.is_repeat(&message.topic, &subscriptions);
+                self.take_message(id, message, repeat, wire);
+            }
             Received::TooLarge { id, qos, topic, bytes } => {
                 let max = self.event_bytes_max;
                 tracing::error!(broker = %self.shared.name, topic, bytes, max, "dropped a message over `limits.event_bytes_max`");
                 self.shared.counters.dropped.fetch_add(1, Ordering::Relaxed);
                 if qos > 0 {
-                    let message = Incoming { qos, ..Incoming::default() };
-                    self.shared.inbox.admit(id, message).keep();
+                    self.settle_unheard(id, qos);
                 }
             }
             Received::PubAck { id, refused: None } => {
@@ -370,7 +467,9 @@ impl Session {
             }
             Received::PubAck { id, refused: Some(why) } | Received::PubRec { id, refused: Some(why) } => {
                 let refused = self.window.refuse(id);
-                self.finish(refused, Some(format!("broker `{}` refuses the publish: {why}", self.shared.name)));
+                let told = format!("broker `{}` refuses the publish: {why}", self.shared.name);
+                let told = if why.is_for_good() { NotKept::ForGood(told) } else { NotKept::NotNow(told) };
+                self.finish(refused, Some(told));
             }
             Received::PubRec { id, refused: None } => {
                 // Also for what we do not know: an earlier process's, which the broker is to forget.
@@ -384,10 +483,7 @@ impl Session {
             }
             Received::SubAck { id, results } => {
                 let refused = self.subscriptions.subscribed(id, results);
-                for (filter, why) in &refused {
-                    tracing::error!(broker = %self.shared.name, filter, reason = why, "the broker refuses the subscription");
-                }
-                self.shared.standing().refused.extend(refused);
+                self.tell_refused(refused);
                 self.set_ready();
             }
             Received::UnsubAck(id) => {
@@ -401,19 +497,35 @@ impl Session {
         Ok(())
     }
 
-    fn take_message(&mut self, id: u16, message: Incoming, wire: &mut Wire) {
+    /// Acknowledges, in its turn, what nobody is to hear.
+    fn settle_unheard(&self, id: u16, qos: u8) {
+        self.shared.inbox.admit(id, Incoming { qos, ..Incoming::default() }).keep();
+    }
+
+    fn take_message(&mut self, id: u16, mut message: Incoming, repeat: bool, wire: &mut Wire) {
         if self.paused {
             return;
         }
+        if self.version == Version::V3
+            && let Some(hops) = self.echoes.hops(&message.topic, &message.payload)
+        {
+            message.properties.push((HOPS_PROPERTY.to_owned(), hops.to_string()));
+        }
         self.shared.counters.received.fetch_add(1, Ordering::Relaxed);
         if message.qos == 0 {
-            return self.hand_out(message, None);
+            if !repeat {
+                self.hand_out(message, None);
+            }
+            return;
         }
         if message.qos == 2 && self.taken_over.contains(&id) {
             return Codec::ack(Reply::Rec, id, &mut wire.outgoing);
         }
         if message.duplicate && self.shared.inbox.holds(id) {
             return;
+        }
+        if repeat {
+            return self.settle_unheard(id, message.qos);
         }
         let receipt = self.shared.inbox.admit(id, message.clone());
         self.hand_out(message, Some(receipt));
@@ -427,7 +539,7 @@ impl Session {
         }
     }
 
-    fn finish(&mut self, done: Option<(Publish, Receipt)>, refused: Option<String>) {
+    fn finish(&mut self, done: Option<(Publish, Receipt)>, refused: Option<NotKept>) {
         let Some((publish, receipt)) = done else { return };
         self.done += 1;
         match refused {
@@ -436,7 +548,7 @@ impl Session {
                 receipt.keep();
             }
             Some(why) => {
-                tracing::warn!(broker = %self.shared.name, topic = %publish.topic, reason = why, "a publish was refused");
+                tracing::warn!(broker = %self.shared.name, topic = %publish.topic, reason = %why, "a publish was refused");
                 receipt.fail(why);
             }
         }

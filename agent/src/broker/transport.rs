@@ -4,22 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::tokio_rustls::TlsConnector;
-use rumqttc::tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use rumqttc::tokio_rustls::rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
-use super::{BrokerError, FileError, files};
+use super::BrokerError;
 use crate::config::MqttConfig;
 use crate::name::BrokerName;
-
-/// A TCP or TLS connection.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+use crate::net::{Net, Stream};
+use crate::tls::{self, TlsError};
 
 /// Where a broker is, and how to get there.
 #[derive(Clone)]
 pub(super) struct Transport {
+    net: Net,
     host: String,
     port: u16,
     tls: Option<TlsConnector>,
@@ -27,7 +24,7 @@ pub(super) struct Transport {
 
 impl Transport {
     /// Reads the URL and the TLS files.
-    pub(super) fn new(name: &BrokerName, config: &MqttConfig) -> Result<Self, BrokerError> {
+    pub(super) fn new(name: &BrokerName, config: &MqttConfig, net: Net) -> Result<Self, BrokerError> {
         let (secure, host, port) = parse_url(&config.url).map_err(|why| BrokerError::Url {
             broker: name.clone(),
             url: config.url.clone(),
@@ -38,16 +35,14 @@ impl Transport {
             return Err(BrokerError::NotSecure { broker: name.clone(), key });
         }
         let tls = if secure { Some(TlsConnector::from(Arc::new(client_config(name, config)?))) } else { None };
-        Ok(Self { host, port, tls })
+        Ok(Self { net, host, port, tls })
     }
 
     /// Opens a connection.
     pub(super) async fn open(&self) -> Result<Box<dyn Stream>, String> {
         let Self { host, port, .. } = self;
-        let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| format!("{host}:{port}: {e}"))?;
-        // Nagle's algorithm holds a result back until the PUBACK before it is acknowledged: 40 ms at low rates.
-        tcp.set_nodelay(true).map_err(|e| format!("cannot set TCP_NODELAY: {e}"))?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(tcp)) };
+        let tcp = self.net.connect(host, *port).await.map_err(|e| format!("{host}:{port}: {e}"))?;
+        let Some(tls) = &self.tls else { return Ok(tcp) };
         let server =
             ServerName::try_from(host.clone()).map_err(|e| format!("`{host}` cannot be in a certificate: {e}"))?;
         let stream = tls.connect(server, tcp).await.map_err(|e| format!("TLS with {host}:{port}: {e}"))?;
@@ -86,53 +81,34 @@ fn parse_url(url: &str) -> Result<(bool, String, u16), &'static str> {
 }
 
 fn client_config(name: &BrokerName, config: &MqttConfig) -> Result<ClientConfig, BrokerError> {
-    let tls_error = |why: String| BrokerError::Tls { broker: name.clone(), why };
-    let file_error = |file: FileError| BrokerError::File { broker: name.clone(), file };
-    let mut roots = RootCertStore::empty();
-    match &config.ca {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(file) => {
-            for certificate in files::certificates("ca", file).map_err(file_error)? {
-                roots.add(certificate).map_err(|e| tls_error(format!("{}: {e}", file.display())))?;
-            }
-        }
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| tls_error(e.to_string()))?
-        .with_root_certificates(roots);
-    match (&config.cert, &config.key) {
-        (None, None) => Ok(builder.with_no_client_auth()),
-        (Some(cert), Some(key)) => {
-            let chain = files::certificates("cert", cert).map_err(file_error)?;
-            let key = files::private_key("key", key).map_err(file_error)?;
-            builder.with_client_auth_cert(chain, key).map_err(|e| tls_error(format!("cert and key: {e}")))
-        }
-        _ => Err(tls_error("`cert` and `key` go together".to_owned())),
-    }
+    let (ca, cert, key) = (config.ca.as_deref(), config.cert.as_deref(), config.key.as_deref());
+    tls::client_config(ca, cert, key).map_err(|error| match error {
+        TlsError::File(file) => BrokerError::File { broker: name.clone(), file },
+        TlsError::Unfit(why) => BrokerError::Tls { broker: name.clone(), why },
+    })
 }
 
 /// Time between tries to connect: doubled each time, with jitter so that a fleet does not return at once.
 #[derive(Debug)]
-pub(super) struct BackOff {
+pub(crate) struct BackOff {
     next: Duration,
     first: Duration,
     last: Duration,
 }
 
 impl BackOff {
-    pub(super) const fn new(first: Duration, last: Duration) -> Self {
+    pub(crate) const fn new(first: Duration, last: Duration) -> Self {
         Self { next: first, first, last }
     }
 
     /// How long to wait now: between half of the step and all of it.
-    pub(super) fn step(&mut self) -> Duration {
+    pub(crate) fn step(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.last);
         step.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = self.first;
     }
 }

@@ -80,7 +80,7 @@ impl Window {
     }
 
     /// A broker has let us in: everything is due again. `first` says that this process has not been there before.
-    pub(super) fn connected(&mut self, session_present: bool, first: bool, receive_maximum: u16) {
+    pub(super) fn connected(&mut self, session_present: bool, first: bool, receive_maximum: u16, max_qos: u8) {
         self.quota = receive_maximum.max(1);
         self.confirmed = 0;
         if first || !session_present {
@@ -94,6 +94,10 @@ impl Window {
                     // The broker has forgotten the first half of the handshake, and with it perhaps the message.
                     sent.stage = Stage::Publish;
                     sent.again = false;
+                }
+                if sent.stage == Stage::Publish {
+                    // QoS 0 has no place here.
+                    sent.publish.qos = sent.publish.qos.min(max_qos.max(1));
                 }
                 due.push((sent.sequence, id));
             }
@@ -238,14 +242,14 @@ mod tests {
     #[test]
     fn everything_unconfirmed_is_sent_again_in_order() {
         let mut window = Window::new(10);
-        window.connected(false, true, 10);
+        window.connected(false, true, 10, 2);
         for _ in 0..3 {
             add(&mut window, 1);
         }
         keep(window.confirm(2, Stage::Publish));
         add(&mut window, 1);
         assert!(window.disconnected().is_none());
-        window.connected(true, false, 10);
+        window.connected(true, false, 10, 2);
         let again: Vec<_> = std::iter::from_fn(|| window.next_again()).collect();
         let due = |id| Due::Publish { id, duplicate: true, release_first: false };
         assert_eq!(again, [due(1), due(3), due(4)]);
@@ -255,21 +259,21 @@ mod tests {
     #[test]
     fn a_lost_session_gets_whole_messages_without_dup() {
         let mut window = Window::new(10);
-        window.connected(true, false, 10);
+        window.connected(true, false, 10, 2);
         add(&mut window, 2);
         assert!(window.received(1));
         window.disconnected();
-        window.connected(true, false, 10);
+        window.connected(true, false, 10, 2);
         assert_eq!(window.next_again(), Some(Due::Release { id: 1 }));
         window.disconnected();
-        window.connected(false, false, 10);
+        window.connected(false, false, 10, 2);
         assert_eq!(window.next_again(), Some(Due::Publish { id: 1, duplicate: false, release_first: false }));
     }
 
     #[test]
     fn the_brokers_quota_is_kept_and_comes_back() {
         let mut window = Window::new(10);
-        window.connected(false, true, 2);
+        window.connected(false, true, 2, 2);
         add(&mut window, 1);
         add(&mut window, 1);
         let (p, r) = publish(1);
@@ -277,7 +281,7 @@ mod tests {
         keep(window.confirm(1, Stage::Publish));
         add(&mut window, 1);
         window.disconnected();
-        window.connected(false, false, 1);
+        window.connected(false, false, 1, 2);
         assert!(window.next_again().is_some());
         assert!(window.next_again().is_none());
         assert!(window.sends_again());
@@ -286,10 +290,10 @@ mod tests {
     #[test]
     fn acknowledgements_of_an_earlier_connection_mean_nothing() {
         let mut window = Window::new(10);
-        window.connected(false, true, 10);
+        window.connected(false, true, 10, 2);
         add(&mut window, 1);
         window.disconnected();
-        window.connected(true, false, 10);
+        window.connected(true, false, 10, 2);
         assert!(window.confirm(1, Stage::Publish).is_none());
         assert!(window.confirm(0, Stage::Publish).is_none());
         assert!(window.confirm(99, Stage::Publish).is_none());
@@ -301,11 +305,11 @@ mod tests {
     #[test]
     fn a_publish_that_ends_every_connection_is_given_up() {
         let mut window = Window::new(10);
-        window.connected(false, true, 10);
+        window.connected(false, true, 10, 2);
         add(&mut window, 1);
         for _ in 1..STRIKES_MAX {
             assert!(window.disconnected().is_none());
-            window.connected(true, false, 10);
+            window.connected(true, false, 10, 2);
             window.next_again();
         }
         keep(window.disconnected());
@@ -315,11 +319,23 @@ mod tests {
     #[test]
     fn what_an_earlier_process_left_half_done_does_not_swallow_a_new_message() {
         let mut window = Window::new(2);
-        window.connected(true, true, 10);
+        window.connected(true, true, 10, 2);
         assert_eq!(add(&mut window, 2), Due::Publish { id: 1, duplicate: false, release_first: true });
         // The PUBCOMP of that release comes first and is not ours.
         assert!(window.confirm(1, Stage::Release).is_none());
         assert!(window.received(1));
         keep(window.confirm(1, Stage::Release));
+    }
+
+    #[test]
+    fn a_broker_without_qos_2_gets_it_at_qos_1() {
+        let mut window = Window::new(10);
+        window.connected(false, true, 10, 2);
+        add(&mut window, 2);
+        window.disconnected();
+        window.connected(false, false, 10, 1);
+        assert_eq!(window.next_again(), Some(Due::Publish { id: 1, duplicate: false, release_first: false }));
+        assert_eq!(window.publish(1).unwrap().qos, 1);
+        keep(window.confirm(1, Stage::Publish));
     }
 }

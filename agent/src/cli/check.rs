@@ -5,9 +5,12 @@ use std::sync::Arc;
 use super::ConfigArgs;
 use super::failure::describe_problems;
 use super::output::{Errors, Output};
+use crate::api::client::Client;
+use crate::api::status::Status;
 use crate::config::{Config, ConfigErrors, Place, Problem};
 use crate::inference::{InferenceError, Models};
 use crate::limits::Limits;
+use crate::name::FunctionName;
 use crate::store;
 
 /// Reads gateway.toml, the bundles and the models that it names, and says all that is wrong, with file and line
@@ -29,10 +32,13 @@ pub(super) async fn run(args: &CheckArgs) -> anyhow::Result<()> {
             checked = Err(ConfigErrors(wrong));
         }
     }
-    let (errors, warnings) = match &checked {
+    let (errors, mut warnings) = match &checked {
         Ok((functions, _)) => (Vec::new(), functions.iter().flat_map(|f| f.warnings.clone()).collect::<Vec<_>>()),
         Err(errors) => (errors.0.clone(), Vec::new()),
     };
+    if let Ok((_, config)) = &checked {
+        warnings.extend(left_behind(config).await);
+    }
     if args.json {
         Output::json(&serde_json::json!({ "errors": errors, "warnings": warnings }))?;
     }
@@ -51,6 +57,37 @@ pub(super) async fn run(args: &CheckArgs) -> anyhow::Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// What the running agent, if one runs, holds for functions and brokers that the config does not have.
+async fn left_behind(config: &Config) -> Vec<Problem> {
+    let Ok(mut agent) = Client::connect(&config.socket()).await else { return Vec::new() };
+    let Ok(Ok(status)) = agent.get("/v1/status").await.map(|reply| reply.json::<Status>()) else { return Vec::new() };
+    let is_there = |name: &str| config.mqtt.contains_key(name) || (name == "local" && config.embedded_broker.is_some());
+    let is_configured = |name: &FunctionName| config.function.iter().any(|function| function.name == *name);
+    let serves = status.functions.into_iter().map(|function| (function.name, function.parked as u64));
+    let parked = serves.chain(status.unclaimed.into_iter().map(|unclaimed| (unclaimed.function, unclaimed.events)));
+    let unclaimed = parked.filter(|(name, events)| *events > 0 && !is_configured(name)).map(|(name, events)| Problem {
+        place: Place { file: config.file.clone(), ..Place::default() },
+        key: format!("function[{name}]"),
+        what: format!("the function is not here, and {} of it wait on disk", count_of(events, "event", "s")),
+        hint: "they run when it is back; past its `retry.max_age` they become dead letters".to_owned(),
+    });
+    let left = status.outboxes.into_iter().filter(|outbox| outbox.publishes > 0 && !is_there(outbox.broker.as_str()));
+    let warn = |outbox: crate::api::status::OutboxStatus| Problem {
+        place: Place { file: config.file.clone(), ..Place::default() },
+        key: format!("mqtt.{}", outbox.broker),
+        what: format!(
+            "the broker is not here, and the running agent holds {} for it",
+            count_of(outbox.publishes, "publish", "es")
+        ),
+        hint: "they wait on disk until it is back: add it again, or leave it at that".to_owned(),
+    };
+    unclaimed.chain(left.map(warn)).collect()
+}
+
+fn count_of(n: u64, what: &str, more: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { more })
 }
 
 /// Loads each model as the agent would, and runs its tests.

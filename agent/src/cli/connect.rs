@@ -13,7 +13,7 @@ const INSTALLED: &str = "/run/tidegate/tidegate.sock";
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct AgentArgs {
     /// The agent's Unix socket; the one that the configuration names unless said
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     socket: Option<PathBuf>,
     #[command(flatten)]
     config: ConfigArgs,

@@ -4,6 +4,7 @@
 mod build;
 mod check;
 mod connect;
+mod dead_letters;
 pub mod demo;
 mod failure;
 mod invoke;
@@ -35,7 +36,7 @@ pub struct Args {
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConfigArgs {
     /// The gateway's configuration; `gateway.toml` in this folder unless said, else `/etc/tidegate/gateway.toml`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
@@ -65,6 +66,7 @@ enum Command {
     Invoke(Box<invoke::InvokeArgs>),
     Status(status::StatusArgs),
     Logs(logs::LogsArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -82,6 +84,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Command::Invoke(args) => invoke::run(&args).await,
         Command::Status(args) => status::run(&args).await,
         Command::Logs(args) => logs::run(&args).await,
+        Command::DeadLetters(args) => dead_letters::run(&args).await,
         Command::Demo(args) => demo::run(&args).await,
     }
 }

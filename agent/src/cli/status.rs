@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::connect::AgentArgs;
 use super::output::{Output, size, table};
 use crate::api::status::{Latency, Status};
+use crate::uplink::{UplinkState, UplinkStatus};
 
 /// Shows what runs on the agent, and what it did
 #[derive(Debug, clap::Args)]
@@ -29,7 +30,8 @@ fn describe(status: &Status) -> String {
     let mut parts = vec![format!("{} runs tidegate {} since {}", status.gateway, status.version, duration(up))];
     let functions = status.functions.iter().map(|f| {
         let failed: u64 = f.numbers.invocations.iter().filter(|(label, _)| *label != "succeeded").map(|(_, n)| n).sum();
-        let succeeded = f.numbers.invocations.get("succeeded").copied().unwrap_or(0);
+        let succeeded =
+            f.numbers.invocations.get("succeeded").copied().unwrap_or(0).saturating_sub(f.numbers.conflicts);
         vec![
             f.name.to_string(),
             f.version.clone(),
@@ -39,6 +41,7 @@ fn describe(status: &Status) -> String {
             f.numbers.dropped.to_string(),
             f.numbers.dead_letters.to_string(),
             f.queued.to_string(),
+            f.parked.to_string(),
             format!("{}+{}", f.busy, f.idle),
             latency(&f.numbers.handler),
             f.triggers.join(", "),
@@ -53,11 +56,14 @@ fn describe(status: &Status) -> String {
         "DROPPED",
         "DEAD",
         "QUEUED",
+        "PARKED",
         "BUSY+IDLE",
         "P50/P99",
         "TRIGGERS",
     ];
     parts.extend(section(&head, functions.collect()));
+    let unclaimed = status.unclaimed.iter().map(|u| vec![u.function.to_string(), u.events.to_string()]);
+    parts.extend(section(&["NOT IN GATEWAY.TOML", "PARKED"], unclaimed.collect()));
     let brokers = status.brokers.iter().map(|b| {
         let state = match (b.connected, &b.last_error) {
             (true, _) => "connected".to_owned(),
@@ -72,6 +78,17 @@ fn describe(status: &Status) -> String {
         &["BROKER", "URL", "RECEIVED", "PUBLISHED", "UNCONFIRMED", "RECONNECTS", "STATE"],
         brokers.collect(),
     ));
+    // An empty outbox is the usual case, and nothing to look at.
+    let outboxes = status.outboxes.iter().filter(|o| o.publishes > 0 || o.last_error.is_some()).map(|o| {
+        let state = match (&o.last_error, o.configured) {
+            (_, false) => "waits until the broker is in gateway.toml again".to_owned(),
+            (Some(error), true) => error.clone(),
+            (None, true) => "waits for the broker".to_owned(),
+        };
+        let bytes = format!("{} of {}", size(o.bytes), size(o.bytes_max));
+        vec![o.broker.to_string(), o.publishes.to_string(), bytes, state]
+    });
+    parts.extend(section(&["OUTBOX", "PUBLISHES", "BYTES", "STATE"], outboxes.collect()));
     let streams = status.streams.iter().map(|s| {
         vec![
             s.name.to_string(),
@@ -80,16 +97,31 @@ fn describe(status: &Status) -> String {
             s.newest_sequence.to_string(),
             s.acked_sequence.to_string(),
             (s.dropped_by_age + s.dropped_by_bytes).to_string(),
+            s.age_ms.map_or_else(|| "-".to_owned(), |age_ms| duration(Duration::from_millis(age_ms))),
             s.uplink.clone().unwrap_or_else(|| "-".to_owned()),
+            s.draining.as_ref().map_or_else(|| "-".to_owned(), draining),
         ]
     });
-    parts.extend(section(&["STREAM", "RECORDS", "BYTES", "NEWEST", "ACKED", "DROPPED", "UPLINK"], streams.collect()));
+    let head = ["STREAM", "RECORDS", "BYTES", "NEWEST", "ACKED", "DROPPED", "OLDEST", "UPLINK", "STATE"];
+    parts.extend(section(&head, streams.collect()));
     let models = status.models.iter().map(|m| {
         let digest = m.digest.get(..12).unwrap_or(&m.digest).to_owned();
         vec![m.name.to_string(), digest, m.engine.clone(), m.run.count.to_string(), latency(&m.run)]
     });
     parts.extend(section(&["MODEL", "DIGEST", "ENGINE", "RUNS", "P50/P99"], models.collect()));
     parts.join("\n\n")
+}
+
+fn draining(uplink: &UplinkStatus) -> String {
+    let state = match uplink.state {
+        UplinkState::Idle => "idle".to_owned(),
+        UplinkState::Gathering => "gathering a batch".to_owned(),
+        UplinkState::Sending => format!("sending, {}/s", uplink.per_second),
+        UplinkState::Throttled => format!("at its rate, {}/s", uplink.per_second),
+        UplinkState::Refused => "refused".to_owned(),
+        UplinkState::Offline => "away".to_owned(),
+    };
+    uplink.last_error.as_ref().map_or(state.clone(), |error| format!("{state}: {error}"))
 }
 
 fn section(head: &[&str], rows: Vec<Vec<String>>) -> Option<String> {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::document::Place;
-use super::read::{keys, kinds, words};
+use super::document::{Document, Place};
+use super::read::{Read, keys, kinds, text, words};
 use crate::capability::Capability;
 use crate::name::{BrokerName, FunctionName, StreamName};
 use crate::topic::TopicFilter;
@@ -53,6 +53,10 @@ pub struct FunctionSettings {
     pub environment: BTreeMap<String, String>,
     /// Further attempts after `retry`, a timeout or a trap.
     pub retry: Option<RetryConfig>,
+    /// Which events run once.
+    pub idempotency: Option<IdempotencyConfig>,
+    /// Which events wait for each other.
+    pub order: Option<Order>,
     /// Where the returned value goes.
     pub on_success: Option<Vec<DestinationConfig>>,
     /// Where an event that was given up on goes, beside the dead letters.
@@ -74,6 +78,8 @@ impl FunctionSettings {
             isolation: keep(&self.isolation, &other.isolation),
             environment: self.environment.clone(),
             retry: keep(&self.retry, &other.retry),
+            idempotency: keep(&self.idempotency, &other.idempotency),
+            order: keep(&self.order, &other.order),
             on_success: keep(&self.on_success, &other.on_success),
             on_failure: keep(&self.on_failure, &other.on_failure),
             trigger: keep(&self.trigger, &other.trigger),
@@ -88,10 +94,12 @@ keys! { FunctionSettings:
     isolation = setting(),
     environment = section(BTreeMap::new()),
     retry = setting(),
+    idempotency = setting(),
+    order = setting(),
     on_success = setting(),
     on_failure = setting(),
     trigger = setting();
-    later idempotency, order, layers, event_shape
+    later layers, event_shape
 }
 
 /// `isolation`.
@@ -123,6 +131,84 @@ impl Default for RetryConfig {
         Self { attempts: 3, max_age: Span::from_secs(3600) }
     }
 }
+
+/// `idempotency = { key = ["topic", "/seq"], window = "10m" }`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyConfig {
+    /// What makes two events the same one.
+    pub key: Vec<KeyPart>,
+    /// For how long after it was dealt with.
+    pub window: Span,
+}
+
+keys! { IdempotencyConfig: key = required("[\"topic\", \"/seq\"]"), window = or(Span::from_secs(600)) }
+
+/// One part of an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPart {
+    /// The topic of an MQTT message: the event's subject.
+    Topic,
+    /// The event's id, as its source gave it.
+    Id,
+    /// The event's source.
+    Source,
+    /// A value in the payload, by JSON pointer.
+    Pointer(String),
+    /// A further attribute: a user property of MQTT 5, an extension of CloudEvents.
+    Attribute(String),
+}
+
+/// Why something is no part of a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no part of a key: it must be `topic`, `id`, `source`, the name of an attribute, or a JSON pointer")]
+pub struct KeyPartError(String);
+
+impl KeyPart {
+    /// Reads `topic`, `/seq`, ….
+    ///
+    /// # Errors
+    /// When it is empty, or a pointer with a `~` that escapes nothing.
+    pub fn parse(text: &str) -> Result<Self, KeyPartError> {
+        let escapes = |pointer: &str| pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+        match text {
+            "topic" => Ok(Self::Topic),
+            "id" => Ok(Self::Id),
+            "source" => Ok(Self::Source),
+            pointer if pointer.starts_with('/') && escapes(pointer) => Ok(Self::Pointer(pointer.to_owned())),
+            name if !name.is_empty() && !name.starts_with('/') => Ok(Self::Attribute(name.to_owned())),
+            _ => Err(KeyPartError(text.to_owned())),
+        }
+    }
+}
+
+impl std::fmt::Display for KeyPart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Topic => "topic",
+            Self::Id => "id",
+            Self::Source => "source",
+            Self::Pointer(text) | Self::Attribute(text) => text,
+        })
+    }
+}
+
+impl Read for KeyPart {
+    fn read(value: &toml::Value, path: &str, document: &mut Document) -> Option<Self> {
+        text(value, path, document, ("a part of a key in quotes", "\"/seq\""), Self::parse)
+    }
+}
+
+/// `order`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Events run at the same time, as many as `concurrency` allows.
+    #[default]
+    None,
+    /// Those of one topic run one after the other, as they came.
+    Topic,
+}
+
+words! { Order: "none" = Self::None, "topic" = Self::Topic }
 
 /// One destination: exactly one of the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]

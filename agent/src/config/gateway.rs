@@ -9,7 +9,9 @@ use toml::Value;
 
 use super::document::Document;
 use super::read::{Read, keys, text, words};
+use crate::limits::Limits;
 use crate::name::{GatewayName, ModelName};
+use crate::units::ByteSize;
 
 /// `[gateway]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,13 +20,20 @@ pub struct GatewayConfig {
     pub name: Option<GatewayName>,
     /// Everything that the agent keeps.
     pub state_dir: PathBuf,
+    /// Budget of all streams and key-values together.
+    pub buffer_bytes: ByteSize,
 }
 
-keys! { GatewayConfig: name = optional(), state_dir = or(Self::default().state_dir) }
+keys! { GatewayConfig:
+    name = optional(),
+    state_dir = or(Self::default().state_dir),
+    buffer_bytes = or(Self::default().buffer_bytes),
+}
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { name: None, state_dir: PathBuf::from("/var/lib/tidegate") }
+        let state_dir = PathBuf::from("/var/lib/tidegate");
+        Self { name: None, state_dir, buffer_bytes: Limits::default().buffer_bytes_max }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod mqtt;
 mod read;
 pub mod stream;
+mod uplink;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,8 @@ pub use self::document::{ConfigErrors, Place, Problem};
 pub use self::environment::Environment;
 pub use self::function::{
     BundleTest, DestinationConfig, Expectation, FunctionConfig, FunctionRuntime, FunctionSettings, HttpTrigger,
-    Isolation, Manifest, Missed, MqttDestination, MqttTrigger, RetryConfig, ScheduleTrigger, TriggerConfig,
+    IdempotencyConfig, Isolation, Manifest, Missed, MqttDestination, MqttTrigger, RetryConfig, ScheduleTrigger,
+    TriggerConfig,
 };
 pub use self::gateway::{
     ApiConfig, ApiListen, GatewayConfig, InferenceConfig, InferenceRuntime, LogConfig, LogFormat, ModelConfig,
@@ -30,7 +32,8 @@ pub use self::gateway::{
 };
 pub use self::mqtt::{BrokerUser, EmbeddedBrokerConfig, MqttConfig};
 use self::read::{Read, ReadTable, keys};
-pub use self::stream::{BatchConfig, Durability, StreamConfig, UplinkConfig, UplinkPayload, WhenFull};
+pub use self::stream::{BatchConfig, Drain, Durability, StreamConfig, WhenFull};
+pub use self::uplink::{HttpUplink, MqttUplink, Rate, UplinkConfig, UplinkPayload, UplinkTo};
 use crate::limits::Limits;
 use crate::name::{BrokerName, GatewayName, StreamName};
 
@@ -170,6 +173,7 @@ pub fn tables() -> Vec<(&'static str, &'static [&'static str])> {
         ("[[function]]", FunctionConfig::KEYS),
         ("settings of [[function]]", FunctionSettings::KEYS),
         ("retry", RetryConfig::KEYS),
+        ("idempotency", IdempotencyConfig::KEYS),
         ("mqtt destination", MqttDestination::KEYS),
         ("mqtt trigger", MqttTrigger::KEYS),
         ("schedule trigger", ScheduleTrigger::KEYS),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::read::keys;
 use crate::topic::TopicFilter;
-use crate::units::Span;
+use crate::units::{ByteSize, Span};
 
 /// `[mqtt.NAME]`: one broker.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,12 @@ pub struct MqttConfig {
     pub keep_alive: Span,
     /// How long the broker keeps the session while the agent is away (MQTT 5; 3.1.1 has no end).
     pub session_expiry: Span,
+    /// Highest QoS that the broker has: a broker of MQTT 5 says it itself.
+    pub max_qos: u8,
+    /// Largest packet that the broker takes: a broker of MQTT 5 says it itself.
+    pub max_packet: Option<ByteSize>,
+    /// Publishes of QoS 1 and 2 that the broker lets be under way: a broker of MQTT 5 says it itself.
+    pub max_in_flight: Option<u32>,
 }
 
 keys! { MqttConfig:
@@ -44,6 +50,9 @@ keys! { MqttConfig:
     key = optional(),
     keep_alive = or(Span::from_secs(30)),
     session_expiry = or(Span::from_secs(7 * 86_400)),
+    max_qos = or(2),
+    max_packet = optional(),
+    max_in_flight = optional(),
 }
 
 impl MqttConfig {
@@ -60,6 +69,9 @@ impl MqttConfig {
             key: None,
             keep_alive: Span::from_secs(30),
             session_expiry: Span::from_secs(7 * 86_400),
+            max_qos: 2,
+            max_packet: None,
+            max_in_flight: None,
         }
     }
 }

@@ -89,6 +89,13 @@ impl Table<'_> {
         }
     }
 
+    /// Reports what is wrong with the table as a whole, unless it asks for what is not there yet.
+    pub(crate) fn refuse(&mut self, what: &str, hint: &str) {
+        if !self.later.iter().any(|later| self.values.contains_key(*later)) {
+            self.document.refuse_key(self.path, what, hint);
+        }
+    }
+
     /// The file that the table is in.
     pub(crate) fn file(&self) -> PathBuf {
         self.document.file().to_owned()

@@ -6,7 +6,7 @@ use toml::Value;
 
 use super::document::Document;
 use super::read::{Read, keys, text, words};
-use crate::name::BrokerName;
+use super::uplink::UplinkConfig;
 use crate::units::{ByteSize, Span};
 
 /// `[stream.NAME]`.
@@ -16,8 +16,10 @@ pub struct StreamConfig {
     pub max_bytes: ByteSize,
     /// Records older than this are dropped, and counted.
     pub max_age: Option<Span>,
-    /// Higher leaves first.
+    /// Higher leaves first, among the streams that share a link.
     pub priority: u8,
+    /// In which order it leaves after an outage.
+    pub drain: Drain,
     /// What happens at the budget.
     pub when_full: WhenFull,
     /// When `append` returns.
@@ -34,6 +36,7 @@ impl Default for StreamConfig {
             max_bytes: ByteSize::mib(64),
             max_age: None,
             priority: 0,
+            drain: Drain::default(),
             when_full: WhenFull::default(),
             durability: Durability::default(),
             uplink: None,
@@ -46,12 +49,24 @@ keys! { StreamConfig:
     max_bytes = or(Self::default().max_bytes),
     max_age = optional(),
     priority = or(0),
+    drain = or(Drain::InOrder),
     when_full = or(WhenFull::DropOldest),
     durability = or(Durability::Each),
     uplink = optional(),
-    batch = or(BatchConfig::default());
-    later drain
+    batch = or(BatchConfig::default()),
 }
+
+/// In which order a stream leaves after an outage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drain {
+    /// As it was appended.
+    #[default]
+    InOrder,
+    /// What comes on the new connection at once, what had to wait beside it; each of the two in order.
+    LiveFirst,
+}
+
+words! { Drain: "in-order" = Self::InOrder, "live-first" = Self::LiveFirst }
 
 /// What happens at a stream's budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,36 +110,6 @@ impl Read for Durability {
         text(value, path, document, ("`each` or a duration, in quotes", "\"each\""), str::parse)
     }
 }
-
-/// `uplink = { mqtt = "cloud", topic = "site/{gateway}/{stream}" }`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UplinkConfig {
-    /// Which broker.
-    pub mqtt: BrokerName,
-    /// Topic; `{gateway}` and `{stream}` are filled in.
-    pub topic: String,
-    /// A JSON envelope, or the bare bytes with the id in MQTT 5 user properties.
-    pub payload: UplinkPayload,
-}
-
-keys! { UplinkConfig:
-    mqtt = required("\"cloud\""),
-    topic = required("\"site/{gateway}/{stream}\""),
-    payload = or(UplinkPayload::Envelope);
-    later cloud, http
-}
-
-/// What a record looks like in MQTT.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum UplinkPayload {
-    /// `{"id","gateway","stream","sequence","time_ms","replayed","data"}`; `data_base64` when it is not JSON.
-    #[default]
-    Envelope,
-    /// The record's bytes.
-    Bare,
-}
-
-words! { UplinkPayload: "envelope" = Self::Envelope, "bare" = Self::Bare }
 
 /// `batch = { max_records = 500, max_wait = "60s" }`.
 #[derive(Clone, Debug, PartialEq, Eq)]

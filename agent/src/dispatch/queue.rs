@@ -12,10 +12,16 @@ use tokio::time::Instant;
 
 use super::item::Item;
 use crate::limits::Limits;
-use crate::trigger::Refused;
+use crate::trigger::{Delivery, Refused};
 
 /// How long an event waits for a busy worker before one more is made: the time that making one takes, roughly.
 pub(super) const SCOUT_DELAY: Duration = Duration::from_millis(1);
+
+/// Events are brought back from disk as long as fewer than these wait: some for each worker, and not so many that memory would
+/// notice.
+const ROOM_EVENTS: usize = 256;
+/// And less than this share of the bytes.
+const ROOM_SHARE: usize = 4;
 
 /// What the caller of [`Queue::push`] has to start.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +42,7 @@ struct State {
     workers_max: u32,
     scouting: bool,
     closed: bool,
+    abandoned: bool,
 }
 
 /// See the module.
@@ -56,6 +63,7 @@ impl Queue {
                 workers_max,
                 scouting: false,
                 closed: false,
+                abandoned: false,
             }),
             events_max: limits.queue_events_max,
             bytes_max: usize::try_from(limits.queue_bytes_max.0).unwrap_or(usize::MAX),
@@ -67,34 +75,53 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds `item`, whatever its place: order is kept by topic only where a function asks for it.
+    /// Adds an event that has just come.
+    #[expect(clippy::result_large_err, reason = "it goes straight to whoever decides what becomes of it")]
     pub(super) fn push(&self, item: Item) -> Result<Wanted, (Refused, Item)> {
-        let mut state = self.lock();
-        let bytes = item.event.data.len();
+        let state = self.lock();
         if state.closed {
             return Err((Refused::Stopping, item));
         }
-        // A retry was admitted when it came; it is held back outside and must find its place again.
-        let admitted = item.attempt > 1;
-        if !admitted && (state.items.len() >= self.events_max || state.bytes + bytes > self.bytes_max) {
+        if state.items.len() >= self.events_max || state.bytes + item.event.data.len() > self.bytes_max {
             return Err((Refused::Full { events: state.items.len(), bytes: state.bytes }, item));
         }
-        state.bytes += bytes;
-        state.items.push_back(item);
+        Ok(Self::add(state, item))
+    }
+
+    /// Adds an event that was admitted when it came, and was held back outside. Given back: the agent stops.
+    #[expect(clippy::result_large_err, reason = "it goes straight to whoever decides what becomes of it")]
+    pub(super) fn push_again(&self, item: Item) -> Result<Wanted, Item> {
+        let state = self.lock();
+        if state.abandoned { Err(item) } else { Ok(Self::add(state, item)) }
+    }
+
+    fn add(mut state: MutexGuard<'_, State>, item: Item) -> Wanted {
+        state.bytes += item.event.data.len();
+        if item.conflicts > 0 {
+            state.items.push_front(item);
+        } else {
+            state.items.push_back(item);
+        }
         if let Some(worker) = state.idle.pop() {
             drop(state);
             worker.notify_one();
-            return Ok(Wanted::Nothing);
+            return Wanted::Nothing;
         }
         if state.workers == 0 {
             state.workers = 1;
-            return Ok(Wanted::Worker);
+            return Wanted::Worker;
         }
         if state.workers < state.workers_max && !state.scouting {
             state.scouting = true;
-            return Ok(Wanted::Scout);
+            return Wanted::Scout;
         }
-        Ok(Wanted::Nothing)
+        Wanted::Nothing
+    }
+
+    /// Whether what waits on disk may come back: few wait here.
+    pub(super) fn has_room(&self) -> bool {
+        let state = self.lock();
+        state.items.len() < ROOM_EVENTS.min(self.events_max) && state.bytes < self.bytes_max / ROOM_SHARE
     }
 
     /// Whether one more worker is needed, since the oldest event has waited; then it is counted, and the caller starts it.
@@ -168,9 +195,33 @@ impl Queue {
         }
     }
 
-    /// Takes out what is still here.
-    pub(super) fn take_all(&self) -> Vec<Item> {
+    /// Whether an event that could wait on disk has waited here for `patience`.
+    pub(super) fn is_late(&self, now: Instant, patience: Duration) -> bool {
+        let state = self.lock();
+        let first = state.items.front();
+        let could_wait = |item: &&Item| item.delivery == Delivery::AtLeastOnce && item.parked.is_none();
+        first.filter(could_wait).is_some_and(|item| now.saturating_duration_since(item.enqueued) >= patience)
+    }
+
+    /// Takes out the events that can wait on disk instead, in their order.
+    pub(super) fn take_spillable(&self) -> Vec<Item> {
         let mut state = self.lock();
+        let (spill, stay): (Vec<_>, Vec<_>) = state.items.drain(..).partition(Item::may_spill);
+        state.items = stay.into();
+        state.bytes = state.items.iter().map(|item| item.event.data.len()).sum();
+        spill
+    }
+
+    /// Takes events again.
+    pub(super) fn reopen(&self) {
+        self.lock().closed = false;
+    }
+
+    /// Takes out what is still here, and takes nothing any more.
+    pub(super) fn abandon(&self) -> Vec<Item> {
+        self.close();
+        let mut state = self.lock();
+        state.abandoned = true;
         state.bytes = 0;
         state.items.drain(..).collect()
     }
@@ -190,18 +241,11 @@ mod tests {
     use crate::dispatch::item::Reply;
     use crate::event::Event;
     use crate::receipt::Receipt;
-    use crate::trigger::Delivery;
 
     fn item(data: &'static [u8]) -> Item {
-        let now = Clock::system().instant();
-        Item {
-            event: Arc::new(Event { data: data.into(), ..Event::default() }),
-            delivery: Delivery::AtLeastOnce,
-            reply: Reply::Receipt(Receipt::new(drop)),
-            attempt: 1,
-            first: now,
-            enqueued: now,
-        }
+        let event = Arc::new(Event { data: data.into(), ..Event::default() });
+        let reply = Reply::Receipt(Receipt::new(drop));
+        Item::new(event, Delivery::AtLeastOnce, reply, Clock::system().instant())
     }
 
     fn queue(workers_max: u32) -> Queue {
@@ -243,7 +287,7 @@ mod tests {
             push(&queue, data).unwrap();
         }
         assert_eq!(push(&queue, b"4"), Err(Refused::Full { events: 3, bytes: 3 }));
-        assert!(queue.push(Item { attempt: 2, ..item(b"5") }).is_ok());
+        assert!(queue.push_again(item(b"5")).is_ok());
     }
 
     #[tokio::test]
@@ -261,7 +305,8 @@ mod tests {
         let queue = queue(1);
         push(&queue, b"1").unwrap();
         assert_eq!(queue.worker_died(), Wanted::Worker);
-        queue.take_all();
+        queue.abandon();
         assert_eq!(queue.worker_died(), Wanted::Nothing);
+        assert!(queue.push_again(item(b"2")).is_err());
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::idempotency::{self, Claimed};
 use super::item::{Answer, Item, Reply};
 use super::queue::Wanted;
 use super::{Inner, Running, commit, retry};
@@ -13,6 +14,7 @@ use crate::config::function::Isolation;
 use crate::event;
 use crate::function::FunctionSpec;
 use crate::invocation::{Context, Effects, Outcome, Timings};
+use crate::journal::Batch;
 use crate::runtime::{Function, Instance};
 use crate::telemetry::Invocation;
 use crate::trigger::Delivery;
@@ -38,7 +40,9 @@ pub(super) async fn work(inner: Arc<Inner>, running: Arc<Running>) {
     let me = Arc::new(Notify::new());
     let idle_max = inner.limits.instance_idle.0;
     let mut warm: Option<(Arc<Function>, Instance)> = None;
-    while let Some(item) = running.queue.next(&me, idle_max).await {
+    while let Some(mut item) = running.queue.next(&me, idle_max).await {
+        item.waiting = None;
+        running.parked.feed(|| running.queue.has_room());
         serve(&inner, &running, &mut warm, item).await;
         // A queue that is never empty must not keep this thread from the other functions.
         tokio::task::consume_budget().await;
@@ -60,6 +64,7 @@ async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Ar
         let run = Run::none(inner.clock.instant());
         return finish(inner, running, &function, item, run, Outcome::Rejected(why), Effects::default()).await;
     }
+    let Some(item) = claim(inner, running, &function, item).await else { return };
     // A new version, or `fresh`: the instance at hand is not the one that is wanted.
     if warm.take_if(|(of, _)| !Arc::ptr_eq(of, &function)).is_some() {
         running.metrics.instances.dec();
@@ -107,6 +112,50 @@ async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Ar
     running.metrics.invoked(&invoked.outcome, &invoked.timings);
     let run = Run { invocation, trace_parent, queued, timings: invoked.timings, ended: inner.clock.instant() };
     finish(inner, running, &function, item, run, invoked.outcome, invoked.effects).await;
+}
+
+/// Sees to it that an event with a key runs once. `None`: it does not run now.
+async fn claim(inner: &Arc<Inner>, running: &Arc<Running>, function: &Arc<Function>, item: Item) -> Option<Item> {
+    let Some(config) = &function.spec.idempotency else { return Some(item) };
+    // A caller who waits for the value wants this run; and who has the claim has it.
+    if matches!(item.reply, Reply::Answer(_)) || item.claim.is_some() {
+        return Some(item);
+    }
+    let key = match running.seen.load(inner.outlets.journal(), &inner.clock).await {
+        Ok(()) => idempotency::key_of(config, &item.event).map_err(Outcome::Rejected),
+        Err(why) => Err(Outcome::Unavailable(format!("what was dealt with before is not known: {why}"))),
+    };
+    let claimed = match key {
+        Ok(key) => running.seen.claim(
+            running,
+            item,
+            key,
+            config.window.0,
+            (inner.clock.instant(), inner.outlets.journal().age_ms()),
+        ),
+        Err(outcome) => {
+            let run = Run::none(inner.clock.instant());
+            finish(inner, running, function, item, run, outcome, Effects::default()).await;
+            return None;
+        }
+    };
+    match claimed {
+        Claimed::Runs(item) => return Some(item),
+        Claimed::Waits => {}
+        Claimed::Duplicate(item) => {
+            tracing::debug!(function = %running.name, event_id = %item.event.id, "a duplicate was left out");
+            running.metrics.duplicates.inc();
+            let mut batch = Batch::default();
+            item.end_in(&mut batch);
+            match inner.outlets.journal().commit(batch).await {
+                Ok(_) => item.succeeded(),
+                Err(error) => {
+                    tracing::warn!(function = %running.name, %error, "a duplicate comes again: it could not be settled")
+                }
+            }
+        }
+    }
+    None
 }
 
 /// What is known of a run beside its outcome.

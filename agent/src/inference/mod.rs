@@ -47,6 +47,25 @@ pub struct Models {
     loading: tokio::sync::Mutex<()>,
 }
 
+/// Reads `file` as a model's file, without an engine.
+pub(crate) fn check_model(file: &[u8]) {
+    if let Ok(description) = onnx::Description::read(file)
+        && let Ok(signature) = description.signature
+    {
+        assert!(format!("{signature:?}").len() < 64 * file.len() + 64, "a description larger than what it describes");
+    }
+}
+
+/// Reads `text` as the tests of a model: a test that is taken has inputs that a model can be given.
+pub(crate) fn check_tests(text: &[u8]) {
+    for check in checks::Checks::read(text).into_iter().flat_map(|checks| checks.tests) {
+        for (name, tensor) in check.inputs() {
+            let bytes = Tensor::bytes_of(tensor.kind, &tensor.dimensions);
+            assert_eq!(bytes, Some(tensor.data.len()), "input `{name}`");
+        }
+    }
+}
+
 /// A model that passed its tests and waits to take over.
 #[derive(Debug)]
 pub struct Prepared {

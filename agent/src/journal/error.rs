@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::KeyValueRead;
 use crate::name::{FunctionName, StreamName};
 use crate::units::ByteSize;
 
@@ -22,7 +23,7 @@ pub enum JournalError {
         found: String,
     },
     /// A file or folder of it could not be used.
-    #[error("could not {what} `{}`: {source}", .path.display())]
+    #[error("could not {what} `{}`: {source}\nhint: its disk must be writable by the agent's user, and have room", .path.display())]
     Io {
         /// What was tried.
         what: &'static str,
@@ -31,12 +32,12 @@ pub enum JournalError {
         /// Why not.
         source: Arc<io::Error>,
     },
-    /// The database of a segment failed.
+    /// A segment failed.
     #[error("could not write or read segment `{}`: {why}", .path.display())]
     Storage {
         /// Its folder.
         path: PathBuf,
-        /// What sled or the system said.
+        /// What is wrong with it, or what the system said.
         why: String,
     },
     /// Not in the config.
@@ -86,12 +87,42 @@ pub enum JournalError {
         /// The limit that was in force.
         max: ByteSize,
     },
+    /// What an invocation read has been changed since, or never got to disk: it has to run again.
+    #[error("function `{function}` read {} of bucket `{bucket}`, which was changed meanwhile\nhint: run it again", .key.as_ref().map_or_else(|| "the keys".to_owned(), |key| format!("key `{key}`")))]
+    Conflict {
+        /// Whose.
+        function: FunctionName,
+        /// In which of its buckets.
+        bucket: String,
+        /// Which key; `None` when it listed the bucket's keys.
+        key: Option<String>,
+    },
     /// The agent is stopping.
     #[error("the journal is closed")]
     Closed,
 }
 
 impl JournalError {
+    /// Whether something that was read has changed: running the handler again may help, waiting does not.
+    pub const fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict { .. })
+    }
+
+    /// Whether a limit is in the way: it goes when records leave or are dropped.
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::KeyValuesFull { .. })
+    }
+
+    /// Whether the disk is in the way: trying again later may help.
+    pub const fn is_disk(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Storage { .. })
+    }
+
+    pub(super) fn conflict(read: KeyValueRead) -> Self {
+        let KeyValueRead { function, bucket, key, .. } = read;
+        Self::Conflict { function, bucket, key }
+    }
+
     pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { what, path: path.to_owned(), source: Arc::new(source) }
     }

@@ -8,7 +8,25 @@ use super::JournalError;
 
 const FORMAT: &str = "tidegate journal ";
 /// The format that this agent writes.
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
+
+/// Makes the folder, so that a power cut does not unmake it.
+pub(super) fn make(dir: &Path) -> Result<(), JournalError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(|source| JournalError::io("create", dir, source))?;
+    for parent in dir.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
+        // Folders further up may not be ours to open; those are not ours to have made either.
+        match File::open(parent).and_then(|folder| folder.sync_all()) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+                return Err(JournalError::io("sync", parent, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
 
 /// Takes the lock of the journal in `dir`, which goes with the file.
 pub(super) fn lock(dir: &Path) -> Result<File, JournalError> {
@@ -39,7 +57,10 @@ pub(super) fn check_format(dir: &Path) -> Result<(), JournalError> {
     if found == wanted {
         return Ok(());
     }
-    if !found.is_empty() {
+    if let Some((_, version)) = format_of(&found) {
+        // Values tell their own layout, so older ones stay as they are and go with their segments.
+        tracing::info!(journal = %dir.display(), from = version, to = FORMAT_VERSION, "the journal has a new format now");
+    } else if !found.is_empty() {
         tracing::warn!(file = %path.display(), "the journal's format file is damaged and is written again");
     }
     fs::write(&path, wanted).map_err(|source| JournalError::io("write", &path, source))

@@ -1,23 +1,25 @@
-//! What is written together, and what is checked before anything joins it.
+//! What is written together.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::recovery::key_value_bytes;
-use super::segment::{Fault, Segment};
-use super::{JournalError, State};
-use crate::buffer::record::{self, Block, Frame, KEY_BYTES_MAX, Record};
-use crate::buffer::retention::Piece;
-use crate::invocation::KeyValueWrite;
-use crate::limits::Limits;
-use crate::name::{FunctionName, StreamName};
-use crate::units::ByteSize;
+use super::JournalError;
+use super::begin::Begun;
+use crate::buffer::age::Moment;
+use crate::buffer::ranges::Ranges;
+use crate::buffer::record::{self, Block, Frame, Record, Stamp};
+use crate::buffer::retention::{Piece, StreamIndex};
+use crate::name::StreamName;
 
 /// Records that are stored as one value, so that a page of them stays inline.
 const BLOCK_BYTES_MAX: u64 = 6 << 10;
+/// Ranges in one value, for the same reason.
+const RANGES_MAX: usize = 300;
+
+/// Records in one value are kept no further apart than this.
+const SPAN_MS_MAX: u64 = 60_000;
 
 /// Where the answer to a job goes.
 pub(super) type Done = oneshot::Sender<Result<(), JournalError>>;
@@ -27,16 +29,26 @@ pub(super) type Done = oneshot::Sender<Result<(), JournalError>>;
 pub(super) struct Group {
     pub(super) blocks: Vec<Block>,
     /// The block that each stream's next record goes to, and its bytes.
-    pub(super) filling: BTreeMap<StreamName, (usize, u64)>,
-    pub(super) key_values: HashMap<Vec<u8>, (u64, Frame)>,
+    filling: BTreeMap<StreamName, (usize, u64)>,
+    /// The last write of each key, and all versions.
+    pub(super) key_values: HashMap<Vec<u8>, Frame>,
+    pub(super) versions: Vec<(Vec<u8>, u64)>,
+    /// Records that are done with.
+    pub(super) done: BTreeMap<StreamName, Ranges>,
     /// Streams whose state changed.
-    pub(super) touched: BTreeMap<StreamName, ()>,
+    pub(super) touched: BTreeSet<StreamName>,
     /// Those to answer when written, and those to answer when synced.
     pub(super) written: Vec<Done>,
     pub(super) synced: Vec<Done>,
     pub(super) commits: u64,
     pub(super) sync_within: Option<Duration>,
     pub(super) carried: Vec<(StreamName, Piece, u64)>,
+    /// How far streams were acknowledged.
+    pub(super) acked: BTreeMap<StreamName, u64>,
+    /// Batches that were answered already: when this fails, they wait for another try.
+    pub(super) held: Vec<Begun>,
+    /// Whether to note the time.
+    pub(super) clock: bool,
     pub(super) bytes: usize,
 }
 
@@ -45,76 +57,109 @@ impl Group {
         self.sync_within = Some(self.sync_within.map_or(within, |earlier| earlier.min(within)));
     }
 
-    pub(super) fn push(&mut self, stream: &StreamName, record: Record) {
+    /// Adds a batch whose records are in the index already.
+    pub(super) fn push(&mut self, begun: Begun, done: Done) {
+        self.bytes += begun.bytes;
+        self.commits += 1;
+        self.sync_within(begun.within);
+        let answer_when = if begun.within.is_zero() { &mut self.synced } else { &mut self.written };
+        answer_when.push(done);
+        for (stream, record) in begun.records {
+            self.push_record(&stream, record, begun.moment);
+        }
+        for (key, version, frame) in begun.key_values {
+            self.versions.push((key.clone(), version));
+            self.key_values.insert(key, frame);
+        }
+    }
+
+    /// Adds a record that is in the index already.
+    pub(super) fn push_record(&mut self, stream: &StreamName, record: Record, moment: Moment) {
         let record_bytes = record.bytes();
         if let Some((at, bytes)) = self.filling.get_mut(stream)
             && *bytes + record_bytes <= BLOCK_BYTES_MAX
+            && self.blocks[*at].run == moment.run
         {
             *bytes += record_bytes;
             self.blocks[*at].records.push(record);
             return;
         }
         self.filling.insert(stream.clone(), (self.blocks.len(), record_bytes));
-        self.blocks.push(Block { stream: stream.clone(), records: vec![record] });
+        let Moment { age_ms, run, .. } = moment;
+        self.blocks.push(Block { stream: stream.clone(), age_ms, run, records: vec![record] });
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.blocks.is_empty() && self.key_values.is_empty() && self.touched.is_empty()
+        self.blocks.is_empty()
+            && self.key_values.is_empty()
+            && self.done.is_empty()
+            && self.touched.is_empty()
+            && !self.clock
+    }
+
+    /// Keys and versions of its key-values.
+    pub(super) fn writes(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        self.versions.iter().map(|(key, version)| (key.as_slice(), *version))
     }
 }
 
-pub(super) type PlannedKeyValue = (FunctionName, Vec<u8>, u64, i64, Frame);
-
-/// Checks key-value writes against their limits: each with its key in the database, its bytes, by how much it changes the
-/// function's total, and its value.
-pub(super) fn plan_key_values(
-    active: &Segment,
-    state: &State,
-    limits: &Limits,
-    writes: Vec<(FunctionName, KeyValueWrite)>,
-    group: &Group,
-) -> Result<Vec<PlannedKeyValue>, JournalError> {
-    let mut planned: Vec<PlannedKeyValue> = Vec::new();
-    for (function, write) in writes {
-        let too_large = |bytes: usize, max: ByteSize| JournalError::KeyValueTooLarge {
-            function: function.clone(),
-            key: write.key.chars().take(64).collect(),
-            bytes: bytes as u64,
-            max,
+/// Records of one stream as values of a bounded size, each with the age and the run of the block that it is from. With
+/// `joined`, what is missing between them is done with.
+pub(super) fn blocks_of(
+    stream: &StreamName,
+    records: impl IntoIterator<Item = (u64, u64, Record)>,
+    joined: bool,
+) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut bytes = 0;
+    for (age_ms, run, record) in records {
+        bytes += record.bytes();
+        let fits = |block: &Block| {
+            let follows = block.records.last().is_some_and(|before| before.sequence + 1 == record.sequence);
+            let alike = block.run == run && age_ms.abs_diff(block.age_ms) <= SPAN_MS_MAX;
+            bytes <= BLOCK_BYTES_MAX && alike && (joined || follows)
         };
-        let value_bytes = write.value.as_ref().map_or(0, Bytes::len);
-        if value_bytes as u64 > limits.value_bytes_max.0 {
-            return Err(too_large(value_bytes, limits.value_bytes_max));
+        match blocks.last_mut().filter(|block| fits(block)) {
+            Some(block) => block.records.push(record),
+            None => {
+                bytes = record.bytes();
+                blocks.push(Block { stream: stream.clone(), age_ms, run, records: vec![record] });
+            }
         }
-        if write.bucket.len() + write.key.len() > KEY_BYTES_MAX {
-            return Err(too_large(write.bucket.len() + write.key.len(), ByteSize(KEY_BYTES_MAX as u64)));
-        }
-        let bytes = write.value.as_ref().map_or(0, |value| key_value_bytes(&write.bucket, &write.key, value));
-        let frame =
-            Frame::KeyValue { function: function.clone(), bucket: write.bucket, key: write.key, value: write.value };
-        let key = record::key(&frame);
-        let earlier = planned.iter().rev().find(|(_, other, ..)| *other == key).map(|(_, _, bytes, ..)| *bytes);
-        let earlier = earlier.or_else(|| group.key_values.get(&key).map(|(bytes, _)| *bytes));
-        let before = match earlier {
-            Some(bytes) => bytes,
-            None => stored_bytes(active, &key).map_err(|fault| fault.about(&active.dir))?,
-        };
-        let change = bytes.cast_signed() - before.cast_signed();
-        let changes: i64 = planned.iter().filter(|(of, ..)| *of == function).map(|(.., change, _)| change).sum();
-        let total = state.key_value_bytes.get(&function).copied().unwrap_or(0).saturating_add_signed(changes + change);
-        if change > 0 && total > limits.key_value_bytes_max.0 {
-            return Err(JournalError::KeyValuesFull { function, bytes: total, max: limits.key_value_bytes_max });
-        }
-        planned.push((function, key, bytes, change, frame));
     }
-    Ok(planned)
+    blocks
 }
 
-/// What the key-value under `key` counts at present.
-fn stored_bytes(active: &Segment, key: &[u8]) -> Result<u64, Fault> {
-    let frame = active.get(key)?.and_then(|bytes| record::decode(&bytes).ok());
-    Ok(match frame {
-        Some((_, Frame::KeyValue { bucket, key, value: Some(value), .. }, _)) => key_value_bytes(&bucket, &key, &value),
-        _ => 0,
-    })
+/// The records of `blocks` that `needed` says, each once, in order, by stream.
+pub(super) fn sort_out(blocks: Vec<Block>, needed: impl Fn(&StreamName, u64) -> bool) -> Vec<Block> {
+    let mut records: BTreeMap<StreamName, BTreeMap<u64, (u64, u64, Record)>> = BTreeMap::new();
+    for Block { stream, age_ms, run, records: found } in blocks {
+        let found = found.into_iter().filter(|record| needed(&stream, record.sequence));
+        let found: Vec<_> = found.map(|record| (record.sequence, (age_ms, run, record))).collect();
+        records.entry(stream).or_default().extend(found);
+    }
+    records.into_iter().flat_map(|(stream, records)| blocks_of(&stream, records.into_values(), false)).collect()
+}
+
+/// All that must be known of a stream at the start of a segment.
+pub(super) fn state_frames(name: &StreamName, index: &StreamIndex) -> Vec<Frame> {
+    let mut frames = vec![Frame::Stream(name.clone(), index.state)];
+    frames.extend(done_frames(name, index.done_ranges()));
+    frames
+}
+
+/// `ranges` of `name` as values of a bounded size.
+pub(super) fn done_frames(name: &StreamName, ranges: &Ranges) -> Vec<Frame> {
+    let all: Vec<(u64, u64)> = ranges.iter().collect();
+    let frames = all.chunks(RANGES_MAX).map(|some| {
+        let mut ranges = Ranges::default();
+        some.iter().for_each(|(first, last)| ranges.insert(*first, *last));
+        Frame::Done(name.clone(), ranges)
+    });
+    frames.collect()
+}
+
+/// A value and what a segment keeps it under.
+pub(super) fn value(stamp: Stamp, frame: &Frame) -> (Vec<u8>, Vec<u8>) {
+    (record::key(frame), record::encode(stamp, frame))
 }

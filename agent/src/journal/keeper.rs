@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
-use std::thread;
+use std::thread::JoinHandle;
 
-use super::Shared;
+use super::group::blocks_of;
 use super::segment::Fault;
+use super::state::Shared;
 use super::writer::{Job, delete};
 use crate::buffer::record::Block;
 use crate::buffer::retention::Piece;
@@ -26,18 +27,19 @@ pub(super) enum Task {
 pub(super) struct Keeper(Sender<Task>);
 
 impl Keeper {
-    pub(super) fn start(shared: Arc<Shared>, jobs: Sender<Job>) -> io::Result<Self> {
+    pub(super) fn start(shared: Arc<Shared>, jobs: Sender<Job>) -> io::Result<(Self, JoinHandle<()>)> {
         let (tasks, queue) = mpsc::channel();
+        let clock = shared.clock.clone();
         let run = move || {
-            for task in queue {
+            while let Ok(task) = shared.clock.receive(&queue, None) {
                 match task {
                     Task::Delete(path) => delete(&path),
                     Task::Carry { from, pieces } => carry(&shared, &jobs, from, pieces),
                 }
             }
         };
-        thread::Builder::new().name("journal-keeper".to_owned()).spawn(run)?;
-        Ok(Self(tasks))
+        let thread = clock.thread("journal-keeper", run)?;
+        Ok((Self(tasks), thread))
     }
 
     /// A keeper that is gone leaves its work to the next start.
@@ -48,7 +50,7 @@ impl Keeper {
 
 fn carry(shared: &Shared, jobs: &Sender<Job>, from: u64, pieces: Vec<(StreamName, Piece)>) {
     for (stream, piece) in pieces {
-        match blocks_of(shared, from, &stream, piece) {
+        match needed_of(shared, from, &stream, piece) {
             Ok(Some(blocks)) => drop(jobs.send(Job::Carry { from, piece, blocks })),
             Ok(None) => {}
             Err(Fault::Machine(why)) => {
@@ -64,20 +66,28 @@ fn carry(shared: &Shared, jobs: &Sender<Job>, from: u64, pieces: Vec<(StreamName
     drop(jobs.send(Job::Carried { from }));
 }
 
-/// The records of `piece`, or `None` when they went meanwhile.
-fn blocks_of(shared: &Shared, from: u64, stream: &StreamName, piece: Piece) -> Result<Option<Vec<Block>>, Fault> {
+/// The records of `piece` that are still needed, or `None` when there are none.
+fn needed_of(shared: &Shared, from: u64, stream: &StreamName, piece: Piece) -> Result<Option<Vec<Block>>, Fault> {
     let Some(segment) = shared.segment(from)? else { return Ok(None) };
     let mut records = Vec::new();
-    let damaged = segment.records_from(stream, piece.first, |record| {
-        if record.sequence > piece.last {
+    let damaged = segment.blocks_from(stream, piece.first, |block| {
+        if block.records.first().is_some_and(|record| record.sequence > piece.last) {
             return ControlFlow::Break(());
         }
-        records.push(record);
+        let within = block.records.into_iter().filter(|record| (piece.first..=piece.last).contains(&record.sequence));
+        records.extend(within.map(|record| (block.age_ms, block.run, record)));
         ControlFlow::Continue(())
     })?;
-    if damaged > 0 || records.len() as u64 != piece.last - piece.first + 1 {
-        return Err(Fault::Damaged("records are missing in it".to_owned()));
+    {
+        let state = shared.state();
+        let Some(index) = state.streams.get(stream).map(|stream| &stream.index) else { return Ok(None) };
+        records.retain(|(.., record)| index.is_live(record.sequence));
+        let mut before = piece.first - 1;
+        let mut ends = records.iter().map(|(.., record)| record.sequence).chain([piece.last + 1]);
+        let missing = ends.any(|sequence| index.needs_any_between(std::mem::replace(&mut before, sequence), sequence));
+        if damaged > 0 || missing {
+            return Err(Fault::Damaged("records are missing in it".to_owned()));
+        }
     }
-    let blocks = records.chunks(32).map(|records| Block { stream: stream.clone(), records: records.to_vec() });
-    Ok(Some(blocks.collect()))
+    Ok((!records.is_empty()).then(|| blocks_of(stream, records, true)))
 }

@@ -1,111 +1,102 @@
 //! Everything that an invocation wants kept, on disk together or not at all: records of streams and key-values.
 //!
 //! # Promises
-//! - A record is on disk when `commit` returns, and survives a kill and a power cut. A stream with `durability = "1s"`
-//!   may lose what came within that time.
-//! - A batch is kept whole or not at all.
-//! - A sequence is never used twice, whatever was acknowledged, dropped or lost before.
-//! - A record is kept until it is acknowledged or over a limit that the stream's owner set; each that a limit cost is
-//!   counted.
-//! - A stream stays within its budget.
-//! - A key-value outlives the segments.
-//! - Damage never stops the agent: what cannot be read is set aside and reported, the rest goes on.
-//! - Two agents cannot share a journal.
+//! - A record is on disk when its commit returns, and survives a kill and a power cut: `a_record_is_on_disk_when_commit_returns`,
+//!   `a_killed_agent_loses_nothing_that_was_committed`. Records of a stream with `durability = "30s"` wait in memory for up to
+//!   that time, bounded, and in their places: `what_waits_keeps_its_place_before_what_does_not`.
+//! - A batch is kept whole or not at all: `a_batch_is_kept_whole_or_not_at_all`; salvage brings out no half of one:
+//!   `half_a_commit_is_never_brought_out`.
+//! - A batch that was decided by a value that changed is refused: `a_batch_whose_reads_have_changed_is_refused`.
+//! - A sequence is never used twice: `a_sequence_is_never_used_twice`.
+//! - A record is kept until it is acknowledged, done with or over a limit; each that a limit cost is counted by its cause:
+//!   `what_was_acknowledged_goes_and_the_rest_stays`, `a_record_that_is_done_with_goes_whatever_comes_before_it`,
+//!   `all_streams_together_stay_within_their_budget_and_the_least_important_pays`.
+//! - The disk holds at most three times the budgets and 16 MiB: `the_disk_holds_at_most_three_times_the_budgets_and_16_mib`.
+//! - Setting the clock neither expires a record nor keeps it: `a_clock_that_is_set_expires_nothing_and_keeps_nothing_for_ever`.
+//! - A key-value outlives the segments: `a_key_value_outlives_the_segments`.
+//! - A disk that is full loses nothing: `a_full_disk_loses_nothing_and_the_journal_goes_on_when_there_is_room`.
+//! - Damage never stops the agent: `damage_never_stops_the_agent`.
+//! - A journal of version 1 goes on: `a_journal_of_version_1_goes_on`.
 //!
-//! Each is the name of a test in `tests/journal.rs`.
-//!
-//! # On disk
+//! # Layout
 //! ```text
-//! lock  format  mark
-//! 0000000007/               a segment: one sled database, and `summary` once nothing is added any more
+//! lock  format  mark  reserve
+//! 0000000007/               a segment: `log`, and `summary` once nothing is added any more
 //! 0000000006.broken-17…/    set aside
 //! ```
-//! One segment is written at a time. When it is full, its successor begins with the state of all streams and with all
-//! key-values, so that only records are ever looked for in the older ones; those go as a whole when none of their records
-//! is needed, and what little is left in one is copied forward. Each value carries its own checksum
-//! ([`buffer::record`](crate::buffer::record)).
+//! A log is only appended to: what is committed together is one group with a checksum, whole or not there (`log.rs`).
+//! One segment is written at a time. When it is full, its successor begins with the state of all streams, what is done with
+//! above their floors, and all key-values, so that only records are ever looked for in the older ones. Each value carries its
+//! own checksum, and how many values its commit had ([`buffer::record`](crate::buffer::record)).
 //!
-//! # Writing
-//! One thread writes. Whatever waits for it shares one database transaction and one `fdatasync`.
+//! # Write
+//! `begin` gives a batch its place under one lock: sequences, versions, and whether what it read still holds. What is begun is
+//! visible to reads of key-values at once. One thread writes; whatever waits for it shares one group and one
+//! `fdatasync`. When the disk refuses, what waited fails, what was decided by it fails as a conflict, what was answered
+//! already is written again, and the journal is opened anew: that brings to disk what an `fdatasync` that failed may have
+//! left out. When the disk is full, the reserve is given away, so that acknowledgements
+//! still get through, and nothing is appended until there is room.
 //!
-//! # Recovery
-//! Opening reads the newest segment; the older ones are opened when somebody reads from them. A database that does not
-//! open is set aside, and what can still be found in its files goes into a new segment. When the last commits may be
-//! missing, sequences continue after a gap.
+//! # Read
+//! The index in memory knows which pieces of a stream are in which segment, and what of them is done with. Sealed segments are
+//! opened when somebody reads from them, two at a time. Opening the journal reads the newest segment, cuts off what a power
+//! cut tore at its end, and reads the summaries of the others. One that is damaged is set aside, and what is intact of it goes
+//! into a new segment.
+//! When the last commits may be missing, sequences continue after a gap.
+//!
+//! # Delete
+//! What is over a limit goes a piece at a time, the oldest first; ages are counted by a clock of the journal's own
+//! ([`buffer::age`](crate::buffer::age)). A segment goes as a whole when nothing of it is needed; what little is left in one
+//! is copied forward, without what is done with.
 
+mod batch;
+mod begin;
 mod error;
 mod folder;
 mod group;
+mod held;
 mod keeper;
+mod log;
+mod overlay;
+mod read;
 mod recovery;
+mod repair;
+mod reserve;
+mod retain;
+mod salvage;
 mod segment;
+mod state;
+mod status;
+mod version1;
 mod writer;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+pub use self::batch::{Batch, Committed, Committing, KeyValue, KeyValueRead, RecordMeta};
 pub use self::error::JournalError;
-use self::segment::{Fault, Segment};
+use self::state::{Shared, State};
+pub use self::status::{JournalStatus, StreamStatus};
 use self::writer::{Job, Writer};
 pub use crate::buffer::record::Record;
-use crate::buffer::record::{self, Frame};
-use crate::buffer::retention::StreamIndex;
 use crate::clock::Clock;
 use crate::config::StreamConfig;
-use crate::invocation::KeyValueWrite;
 use crate::limits::Limits;
-use crate::name::{FunctionName, StreamName};
+use crate::name::StreamName;
 use crate::units::ByteSize;
 
 /// The stream of events that were given up on; always there.
 pub const DEAD_LETTERS: &str = "dead-letters";
 /// Budget of the dead letters when gateway.toml has no `[stream.dead-letters]`.
 pub const DEAD_LETTER_BYTES: ByteSize = ByteSize::mib(16);
-/// Sealed segments that are open for reading at the same time.
-const READERS_MAX: usize = 2;
 /// What may wait for the writer, in KiB.
 const WAITING_KIB_MAX: u32 = 8 << 10;
-
-/// What one invocation wants kept: all of it, or none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// Records to append, in order.
-    pub records: Vec<(StreamName, Bytes, RecordMeta)>,
-    /// Key-value writes, in order.
-    pub key_values: Vec<(FunctionName, KeyValueWrite)>,
-}
-
-impl Batch {
-    /// Whether there is nothing to keep.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.key_values.is_empty()
-    }
-
-    fn bytes(&self) -> usize {
-        let records = self.records.iter().map(|(_, data, _)| data.len() + 64);
-        let values =
-            self.key_values.iter().map(|(_, write)| write.key.len() + write.value.as_ref().map_or(0, Bytes::len) + 64);
-        records.chain(values).sum()
-    }
-}
-
-/// What is kept beside a record's payload.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RecordMeta {
-    /// Unix time in milliseconds of what the record tells.
-    pub time_ms: u64,
-    /// W3C `traceparent` of the invocation that made it.
-    pub trace_parent: Option<Arc<str>>,
-}
 
 /// What the journal is opened with.
 #[derive(Clone, Debug)]
@@ -116,168 +107,13 @@ pub struct JournalConfig {
     pub limits: Arc<Limits>,
 }
 
-/// How one stream is doing.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct StreamStatus {
-    /// Which.
-    pub name: StreamName,
-    /// Records that are kept.
-    pub records: u64,
-    /// What they count against the budget.
-    pub bytes: u64,
-    /// Unix time in milliseconds of the oldest of them.
-    pub oldest_ms: Option<u64>,
-    /// Highest sequence that was given out.
-    pub newest_sequence: u64,
-    /// Highest sequence that the other side confirmed.
-    pub acked_sequence: u64,
-    /// Records that `max_age` cost, ever.
-    pub dropped_by_age: u64,
-    /// Records that `max_bytes` cost, ever.
-    pub dropped_by_bytes: u64,
-    /// Records that damage cost, ever, as far as it is known.
-    pub lost: u64,
-}
-
-/// How the journal is doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct JournalStatus {
-    /// Batches that were committed since the start.
-    pub commits: u64,
-    /// `fdatasync`s since the start, each for one or more batches.
-    pub syncs: u64,
-    /// Segments on disk.
-    pub segments: u64,
-    /// Segments that were set aside since the start.
-    pub set_aside: u64,
-    /// Records that were brought out of those.
-    pub salvaged: u64,
-    /// Values whose checksum did not match.
-    pub damaged_values: u64,
-    /// Commits that are known to be missing.
-    pub lost_commits: u64,
-}
-
-/// What was found damaged.
-#[derive(Clone, Copy, Debug, Default)]
-struct Damage {
-    set_aside: u64,
-    salvaged: u64,
-    values: u64,
-    commits: u64,
-}
-
-impl Damage {
-    fn add(&mut self, other: Self) {
-        self.set_aside += other.set_aside;
-        self.salvaged += other.salvaged;
-        self.values += other.values;
-        self.commits += other.commits;
-    }
-}
-
-struct Stream {
-    index: StreamIndex,
-    durable: watch::Sender<u64>,
-}
-
-impl Default for Stream {
-    fn default() -> Self {
-        Self { index: StreamIndex::default(), durable: watch::channel(0).0 }
-    }
-}
-
-#[derive(Default)]
-struct State {
-    config: BTreeMap<StreamName, StreamConfig>,
-    streams: BTreeMap<StreamName, Stream>,
-    /// Bytes that were written to each segment.
-    segments: BTreeMap<u64, u64>,
-    key_value_bytes: BTreeMap<FunctionName, u64>,
-    damage: Damage,
-}
-
-impl State {
-    fn adopt(&mut self, opened: recovery::Opened) {
-        for stream in self.streams.values_mut() {
-            stream.index = StreamIndex::default();
-        }
-        for (name, index) in opened.streams {
-            let stream = self.streams.entry(name).or_default();
-            stream.durable.send_replace(index.durable);
-            stream.index = index;
-        }
-        self.segments = opened.segments;
-        self.key_value_bytes = opened.key_value_bytes;
-        self.damage.add(opened.damage);
-    }
-}
-
-/// What the writer, the keeper and all readers share.
-struct Shared {
-    dir: PathBuf,
-    limits: Arc<Limits>,
-    clock: Clock,
-    state: Mutex<State>,
-    /// The segment that is written; none while it is being repaired.
-    active: RwLock<Option<Arc<Segment>>>,
-    /// Sealed segments that are being read, the latest last.
-    readers: Mutex<Vec<Arc<Segment>>>,
-    commits: AtomicU64,
-    syncs: AtomicU64,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn active(&self) -> Result<Arc<Segment>, JournalError> {
-        let active = self.active.read().unwrap_or_else(PoisonError::into_inner).clone();
-        active.ok_or_else(|| JournalError::Storage { path: self.dir.clone(), why: "it is being repaired".to_owned() })
-    }
-
-    /// Segment `id`, opened if it is not. `None` when it is gone.
-    fn segment(&self, id: u64) -> Result<Option<Arc<Segment>>, Fault> {
-        if let Ok(active) = self.active()
-            && active.id == id
-        {
-            return Ok(Some(active));
-        }
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = readers.iter().position(|segment| segment.id == id) {
-            let segment = readers.remove(at);
-            readers.push(Arc::clone(&segment));
-            return Ok(Some(segment));
-        }
-        if !Segment::dir(&self.dir, id).exists() {
-            return Ok(None);
-        }
-        if readers.len() >= READERS_MAX {
-            readers.remove(0);
-        }
-        let segment = Arc::new(Segment::open(&self.dir, id)?);
-        readers.push(Arc::clone(&segment));
-        Ok(Some(segment))
-    }
-
-    /// Takes a sealed segment out of use. Its folder gets a name under which nobody opens it.
-    fn retire(&self, id: u64) -> io::Result<PathBuf> {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        readers.retain(|segment| segment.id != id);
-        let dir = Segment::dir(&self.dir, id);
-        let deleted = self.dir.join(format!("{id:010}{}", recovery::DELETED));
-        fs::rename(dir, &deleted)?;
-        Ok(deleted)
-    }
-}
-
 /// The journal. Its writer thread ends, with everything on disk, when it is dropped.
 pub struct Journal {
     shared: Arc<Shared>,
     jobs: Option<mpsc::Sender<Job>>,
     waiting: Arc<Semaphore>,
-    writer: Option<JoinHandle<()>>,
+    /// The writer, and the keeper behind it.
+    threads: Option<[JoinHandle<()>; 2]>,
     _lock: File,
 }
 
@@ -293,14 +129,17 @@ impl Journal {
     /// # Errors
     /// When another agent uses it, a newer one made it, or the machine does not let us. Damage is no error.
     pub fn open(dir: &Path, config: JournalConfig, clock: Clock) -> Result<Self, JournalError> {
-        fs::create_dir_all(dir).map_err(|source| JournalError::io("create", dir, source))?;
+        folder::make(dir)?;
         let lock = folder::lock(dir)?;
         folder::check_format(dir)?;
         let streams = with_dead_letters(config.streams);
         let opened = recovery::open(dir, &streams, clock.now_ms())?;
         let (active, revision) = (Arc::clone(&opened.active), opened.revision);
         let mut state = State { config: streams, ..State::default() };
-        state.adopt(opened);
+        state.adopt(opened, state::read_clock(&clock)).map_err(|fault| fault.about(&active.dir))?;
+        if let Some(unset) = (!clock.is_plausible()).then(|| clock.now_ms()) {
+            tracing::warn!(unix_ms = unset, "the clock is not set: until it is, the times of records are not known");
+        }
         if state.damage.values + state.damage.commits > 0 {
             let (values, commits) = (state.damage.values, state.damage.commits);
             tracing::error!(journal = %dir.display(), values, commits, "parts of the journal are damaged or missing");
@@ -316,22 +155,38 @@ impl Journal {
             syncs: AtomicU64::new(0),
         });
         let (jobs, queue) = mpsc::channel();
-        let writer = Writer::start(Arc::clone(&shared), revision, &jobs, queue)?;
+        let threads = Writer::start(Arc::clone(&shared), revision, &jobs, queue)?;
         let waiting = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
-        Ok(Self { shared, jobs: Some(jobs), waiting, writer: Some(writer), _lock: lock })
+        Ok(Self { shared, jobs: Some(jobs), waiting, threads: Some(threads), _lock: lock })
+    }
+
+    /// Fixes the place of `batch`: checks its limits and what it read, gives out its sequences, and makes its key-values
+    /// visible to later reads. Then it is on its way to disk. Waits while too much else is.
+    ///
+    /// # Errors
+    /// When a limit is in the way, or the disk is, or what it read has changed; then nothing of the batch is kept.
+    pub async fn begin(&self, batch: Batch) -> Result<Committing, JournalError> {
+        if batch.is_empty() {
+            return Ok(Committing { committed: Committed::default(), answer: None });
+        }
+        let kib = u32::try_from(batch.bytes() / 1024 + 1).unwrap_or(u32::MAX).min(WAITING_KIB_MAX);
+        let permit = Arc::clone(&self.waiting).acquire_many_owned(kib).await.map_err(|_| JournalError::Closed)?;
+        let jobs = self.jobs.as_ref().ok_or(JournalError::Closed)?;
+        let mut state = self.shared.state();
+        let (begun, committed) = begin::begin(&self.shared, &mut state, batch)?;
+        let Some(begun) = begun else { return Ok(Committing { committed, answer: None }) };
+        let (done, answer) = oneshot::channel();
+        // Under the lock still: batches reach the writer in the order of their places.
+        jobs.send(Job::Commit { begun, done, _permit: permit }).map_err(|_| JournalError::Closed)?;
+        Ok(Committing { committed, answer: Some(answer) })
     }
 
     /// Keeps `batch`. On disk when this returns, unless all of its streams have a durability that waits.
     ///
     /// # Errors
-    /// When a limit is in the way, or the disk is; then nothing of the batch is kept.
-    pub async fn commit(&self, batch: Batch) -> Result<(), JournalError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let kib = u32::try_from(batch.bytes() / 1024 + 1).unwrap_or(u32::MAX).min(WAITING_KIB_MAX);
-        let permit = Arc::clone(&self.waiting).acquire_many_owned(kib).await.map_err(|_| JournalError::Closed)?;
-        self.ask(|done| Job::Commit { batch, done, _permit: permit }).await
+    /// As [`Journal::begin`] and [`Committing::durable`].
+    pub async fn commit(&self, batch: Batch) -> Result<Committed, JournalError> {
+        self.begin(batch).await?.durable().await
     }
 
     /// The other side has all records of `stream` up to `up_to`: they may go. A crash within a second may forget it.
@@ -360,129 +215,6 @@ impl Journal {
         answer.await.map_err(|_| JournalError::Closed)?
     }
 
-    /// The value of a key.
-    ///
-    /// # Errors
-    /// When the disk is in the way, or the value is damaged.
-    pub fn key_value_get(
-        &self,
-        function: &FunctionName,
-        bucket: &str,
-        key: &str,
-    ) -> Result<Option<Bytes>, JournalError> {
-        let segment = self.shared.active()?;
-        let mut name = record::bucket_key(function, bucket);
-        name.extend_from_slice(key.as_bytes());
-        let Some(bytes) = segment.get(&name).map_err(|fault| fault.about(&segment.dir))? else { return Ok(None) };
-        match record::decode(&bytes) {
-            Ok((_, Frame::KeyValue { value, .. }, _)) => Ok(value),
-            Ok(_) => Ok(None),
-            Err(error) => {
-                let why = format!("value of key `{key}` of function `{function}`: {error}");
-                Err(JournalError::Storage { path: segment.dir.clone(), why })
-            }
-        }
-    }
-
-    /// The keys of a bucket, in order.
-    ///
-    /// # Errors
-    /// When the disk is in the way.
-    pub fn key_value_keys(&self, function: &FunctionName, bucket: &str) -> Result<Vec<String>, JournalError> {
-        let segment = self.shared.active()?;
-        let prefix = record::bucket_key(function, bucket);
-        let mut keys = Vec::new();
-        let visited = segment.each(&prefix, &prefix, |_, frame| {
-            if let Frame::KeyValue { key, value: Some(_), .. } = frame {
-                keys.push(key);
-            }
-            ControlFlow::Continue(())
-        });
-        visited.map_err(|fault| fault.about(&segment.dir))?;
-        Ok(keys)
-    }
-
-    /// Records of `stream` that are on disk and come after sequence `after`: up to `records_max` and about `bytes_max`, at
-    /// least one when there is one. Reads the disk, so call it where blocking is fine.
-    ///
-    /// # Errors
-    /// When the disk is in the way, or the segment is damaged; the latter is mended behind the scenes, so try again.
-    pub fn read(
-        &self,
-        stream: &StreamName,
-        after: u64,
-        records_max: usize,
-        bytes_max: usize,
-    ) -> Result<Vec<Record>, JournalError> {
-        let mut records = Vec::new();
-        let mut bytes = 0_usize;
-        let mut next = after.saturating_add(1);
-        let mut gone = None;
-        while records.len() < records_max && bytes < bytes_max {
-            let place = {
-                let state = self.shared.state();
-                let index = state.streams.get(stream).map(|stream| &stream.index);
-                index.and_then(|index| {
-                    let (piece, segment) = index.at(next.max(index.state.floor + 1))?;
-                    let last = piece.last.min(index.durable);
-                    (piece.first <= index.durable).then_some((piece.first.max(next), last, segment))
-                })
-            };
-            let Some((first, last, id)) = place else { break };
-            if first > last {
-                break;
-            }
-            let (mut reached, mut hole) = (first, false);
-            let read = self.shared.segment(id).and_then(|segment| {
-                let Some(segment) = segment else { return Ok(None) };
-                segment
-                    .records_from(stream, first, |record| {
-                        if record.sequence > last
-                            || records.len() >= records_max
-                            || (bytes >= bytes_max && !records.is_empty())
-                        {
-                            return ControlFlow::Break(());
-                        }
-                        if record.sequence != reached {
-                            hole = true;
-                            return ControlFlow::Break(());
-                        }
-                        reached = record.sequence + 1;
-                        bytes += record.data.len();
-                        records.push(record);
-                        ControlFlow::Continue(())
-                    })
-                    .map(Some)
-            });
-            match read {
-                // Deleted between the look-up and the opening: whatever it held is no longer needed, or elsewhere.
-                Ok(None) if gone != Some(id) => gone = Some(id),
-                Ok(Some(0)) if !hole && (reached > last || records.len() >= records_max || bytes >= bytes_max) => {
-                    next = reached;
-                }
-                Ok(_) => {
-                    self.report_damage(id, "records are missing in it");
-                    let why = format!("records {first} to {last} of stream `{stream}` are damaged");
-                    return Err(JournalError::Storage { path: Segment::dir(&self.shared.dir, id), why });
-                }
-                Err(fault) => {
-                    if let Fault::Damaged(why) = &fault {
-                        self.report_damage(id, why);
-                    }
-                    return Err(fault.about(&Segment::dir(&self.shared.dir, id)));
-                }
-            }
-        }
-        Ok(records)
-    }
-
-    fn report_damage(&self, segment: u64, why: &str) {
-        if let Some(jobs) = &self.jobs {
-            // A writer that is gone has nothing to mend.
-            let _ = jobs.send(Job::Damaged { segment, why: why.to_owned() });
-        }
-    }
-
     /// Tells the newest sequence of `stream` that is on disk, whenever it changes.
     pub fn subscribe(&self, stream: &StreamName) -> watch::Receiver<u64> {
         self.shared.state().streams.entry(stream.clone()).or_default().durable.subscribe()
@@ -491,6 +223,12 @@ impl Journal {
     /// Highest sequence of `stream` that need not be read again: acknowledged, or dropped.
     pub fn floor(&self, stream: &StreamName) -> u64 {
         self.shared.state().streams.get(stream).map_or(0, |stream| stream.index.state.floor)
+    }
+
+    /// What the journal's own clock says, in milliseconds: setting the wall clock does not move it, and the time in which the
+    /// agent was off counts as far as the wall clock can be believed.
+    pub fn age_ms(&self) -> u64 {
+        self.shared.state().ages.look(self.shared.reading()).age_ms
     }
 
     /// Whether records can be appended to `stream`.
@@ -508,39 +246,12 @@ impl Journal {
         }
     }
 
-    /// How each stream is doing, those without settings but with records too.
-    pub fn status(&self) -> Vec<StreamStatus> {
-        let state = self.shared.state();
-        let empty = StreamIndex::default();
-        let names: BTreeSet<&StreamName> = state.config.keys().chain(state.streams.keys()).collect();
-        let status = names.into_iter().map(|name| {
-            let index = state.streams.get(name).map_or(&empty, |stream| &stream.index);
-            StreamStatus {
-                name: name.clone(),
-                records: index.records(),
-                bytes: index.bytes,
-                oldest_ms: index.oldest_ms(),
-                newest_sequence: index.state.newest,
-                acked_sequence: index.state.acked,
-                dropped_by_age: index.state.dropped_by_age,
-                dropped_by_bytes: index.state.dropped_by_bytes,
-                lost: index.state.lost,
-            }
-        });
-        status.collect()
-    }
-
-    /// How the journal itself is doing.
-    pub fn journal_status(&self) -> JournalStatus {
-        let state = self.shared.state();
-        JournalStatus {
-            commits: self.shared.commits.load(Ordering::Relaxed),
-            syncs: self.shared.syncs.load(Ordering::Relaxed),
-            segments: state.segments.len() as u64,
-            set_aside: state.damage.set_aside,
-            salvaged: state.damage.salvaged,
-            damaged_values: state.damage.values,
-            lost_commits: state.damage.commits,
+    /// Settings of one of the agent's own streams, from now on. [`Journal::configure`] leaves those alone.
+    pub fn own_stream(&self, name: StreamName, config: StreamConfig) {
+        self.shared.state().own.insert(name, config);
+        if let Some(jobs) = &self.jobs {
+            // Only wakes the writer.
+            let _ = jobs.send(Job::Look);
         }
     }
 }
@@ -551,10 +262,10 @@ impl Drop for Journal {
             // A writer that is gone needs no telling.
             let _ = jobs.send(Job::Close(None));
         }
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
-        {
-            tracing::error!("the journal's writer panicked");
+        for thread in self.threads.take().into_iter().flatten() {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the journal panicked");
+            }
         }
     }
 }

@@ -3,12 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::segment::{Fault, Segment, Summary, salvage};
-use super::{Damage, JournalError};
-use crate::buffer::record::{self, Block, Frame, StreamState};
+use super::JournalError;
+use super::group::{sort_out, state_frames, value};
+use super::reserve::explain;
+use super::salvage::whole_commits;
+use super::segment::{Fault, Segment, Summary};
+use super::state::Damage;
+use crate::buffer::age::ClockState;
+use crate::buffer::ranges::Ranges;
+use crate::buffer::record::{self, Block, Frame, Stamp, StreamState};
 use crate::buffer::retention::{Piece, PieceLimits, StreamIndex};
 use crate::config::StreamConfig;
 use crate::name::{FunctionName, StreamName};
@@ -29,11 +35,16 @@ pub(super) struct Opened {
     pub(super) segments: BTreeMap<u64, u64>,
     pub(super) key_value_bytes: BTreeMap<FunctionName, u64>,
     pub(super) revision: u64,
+    /// The highest version of a key-value.
+    pub(super) version: u64,
+    /// What was known of the time, and the highest age of a record.
+    pub(super) clock: ClockState,
+    pub(super) seen_age_ms: u64,
     pub(super) damage: Damage,
 }
 
 /// The last commit that was on disk for sure. Not synced itself: after a power cut it may tell of an earlier one, never of
-/// a later one than what is on disk, unless the database was damaged.
+/// a later one than what is on disk, unless the segment was damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) segment: u64,
@@ -71,6 +82,11 @@ impl Mark {
 struct Content {
     head: bool,
     revision: u64,
+    version: u64,
+    done: BTreeMap<StreamName, Ranges>,
+    clock: (u64, ClockState),
+    seen_age_ms: u64,
+    seen_run: u64,
     streams: BTreeMap<StreamName, (u64, StreamState)>,
     key_values: BTreeMap<Vec<u8>, (u64, Frame)>,
     blocks: BTreeMap<(StreamName, u64), Block>,
@@ -92,14 +108,28 @@ impl Content {
             }
             Frame::Block(block) => {
                 let piece = piece_of(&block);
+                self.seen_age_ms = self.seen_age_ms.max(piece.newest_age_ms);
+                self.seen_run = self.seen_run.max(block.run);
                 self.written += piece.bytes;
                 self.pieces.entry(block.stream.clone()).or_default().push(piece);
                 if keep_data {
                     self.blocks.insert((block.stream.clone(), piece.first), block);
                 }
             }
+            Frame::Clock(clock) => {
+                if revision >= self.clock.0 {
+                    self.clock = (revision, clock);
+                }
+            }
+            Frame::Done(name, ranges) => {
+                let done = self.done.entry(name).or_default();
+                ranges.iter().for_each(|(first, last)| done.insert(first, last));
+            }
             frame @ Frame::KeyValue { .. } => {
                 let key = record::key(&frame);
+                if let Frame::KeyValue { version, .. } = &frame {
+                    self.version = self.version.max(*version);
+                }
                 let newer = self.key_values.get(&key).is_none_or(|(kept, _)| revision >= *kept);
                 if newer {
                     self.key_values.insert(key, (revision, frame));
@@ -110,8 +140,8 @@ impl Content {
 
     fn of(segment: &Segment) -> Result<Self, Fault> {
         let mut content = Self::default();
-        content.damaged = segment.each(&[], &[], |revision, frame| {
-            content.add(revision, frame, false);
+        content.damaged = segment.each(&[], |stamp, frame| {
+            content.add(stamp.revision, frame, false);
             ControlFlow::Continue(())
         })?;
         Ok(content)
@@ -125,6 +155,13 @@ impl Content {
         for (_, (revision, frame)) in other.key_values {
             self.add(revision, frame, false);
         }
+        for (name, ranges) in other.done {
+            self.add(0, Frame::Done(name, ranges), false);
+        }
+        let (revision, clock) = other.clock;
+        self.add(revision, Frame::Clock(clock), false);
+        self.seen_age_ms = self.seen_age_ms.max(other.seen_age_ms);
+        self.seen_run = self.seen_run.max(other.seen_run);
         self.blocks.extend(other.blocks);
     }
 }
@@ -135,9 +172,11 @@ pub(super) fn piece_of(block: &Block) -> Piece {
     Piece {
         first,
         last: block.records.last().map_or(first, |record| record.sequence),
+        records: block.records.len() as u64,
         bytes: block.records.iter().map(record::Record::bytes).sum(),
         oldest_ms: block.records.first().map_or(0, |record| record.time_ms),
-        newest_ms: block.records.iter().map(|record| record.time_ms).max().unwrap_or(0),
+        oldest_age_ms: block.age_ms,
+        newest_age_ms: block.age_ms,
     }
 }
 
@@ -158,32 +197,36 @@ pub(super) fn open(
     let mut damage = Damage::default();
     let mut salvaged = Content::default();
     let mut newest = None;
+    // Set aside at the end, when what was brought out of them is on disk elsewhere.
+    let mut broken: Vec<(PathBuf, String)> = Vec::new();
 
     // 1. The newest segment that opens and has its head is the one to go on with. One without was still being filled from
     //    the one before when the agent stopped, unless the mark says that it had been in use.
     while let Some(id) = ids.pop() {
         let segment_dir = Segment::dir(dir, id);
-        match Segment::open(dir, id).and_then(|segment| Ok((Content::of(&segment)?, segment))) {
-            Ok((content, segment)) if content.head => {
+        let opened = Segment::open(dir, id)
+            .and_then(|segment| segment.map(|segment| Ok((Content::of(&segment)?, segment))).transpose());
+        match opened {
+            Ok(None) => {}
+            Ok(Some((content, segment))) if content.head => {
                 newest = Some((segment, content));
                 break;
             }
-            Ok(_) if mark.segment != id => remove(&segment_dir)?,
+            Ok(Some(_)) if mark.segment != id => super::writer::delete(&segment_dir),
             Err(fault @ Fault::Machine(_)) => return Err(fault.about(&segment_dir)),
-            Ok((_, segment)) => {
-                drop(segment);
-                salvaged.merge(salvage_into(&segment_dir));
-                damage.set_aside(&segment_dir, "it lost its beginning", now_ms);
+            Ok(Some(_)) => {
+                salvaged.merge(salvage_into(&segment_dir, id, mark.revision)?);
+                broken.push((segment_dir, "it lost its beginning".to_owned()));
             }
             Err(Fault::Damaged(why)) => {
-                salvaged.merge(salvage_into(&segment_dir));
-                damage.set_aside(&segment_dir, &why, now_ms);
+                salvaged.merge(salvage_into(&segment_dir, id, mark.revision)?);
+                broken.push((segment_dir, why));
             }
         }
     }
 
     // 2. What it holds, with what was salvaged from later ones over it.
-    let rescued = damage.set_aside > 0;
+    let rescued = !broken.is_empty();
     let (mut known, active) = match newest {
         Some((segment, content)) => (content, Some(segment)),
         None => (Content::default(), None),
@@ -203,12 +246,16 @@ pub(super) fn open(
     for (name, (_, state)) in &known.streams {
         streams.entry(name.clone()).or_default().state = *state;
     }
+    for (name, ranges) in &known.done {
+        streams.entry(name.clone()).or_default().was_done(ranges.iter());
+    }
     let mut segments = BTreeMap::new();
     let mut sealed = ids;
     let active = match active {
         Some(segment) if !rescued => {
             place(&mut streams, config, active_pieces, segment.id);
             segments.insert(segment.id, written);
+            segment.go_on().map_err(|fault| fault.about(&segment.dir))?;
             Some(segment)
         }
         // A later one was set aside: this one goes on as it was then, sealed.
@@ -226,8 +273,8 @@ pub(super) fn open(
             Err(fault @ Fault::Machine(_)) => return Err(fault.about(&Segment::dir(dir, id))),
             Err(Fault::Damaged(why)) => {
                 let segment_dir = Segment::dir(dir, id);
-                orphans.extend(salvage_into(&segment_dir).blocks.into_values());
-                damage.set_aside(&segment_dir, &why, now_ms);
+                orphans.extend(salvage_into(&segment_dir, id, mark.revision)?.blocks.into_values());
+                broken.push((segment_dir, why));
             }
         }
     }
@@ -251,12 +298,15 @@ pub(super) fn open(
         let least = if marked { mark.newest } else { now_ms };
         streams.values_mut().for_each(|stream| stream.state.newest = stream.state.newest.max(least) + SEQUENCE_GAP);
     }
-    let states: Vec<_> = streams.iter().map(|(name, index)| Frame::Stream(name.clone(), index.state)).collect();
+    let mut clock = known.clock.1.clone();
+    clock.run = clock.run.max(known.seen_run);
+    let known_of = streams.iter().flat_map(|(name, index)| state_frames(name, index));
+    let states: Vec<_> = std::iter::once(Frame::Clock(clock.clone())).chain(known_of).collect();
     let active = match active {
         Some(segment) if unsure => {
             // Told once: the next opening finds what the mark says.
             revision += 1;
-            let values = states.iter().map(|frame| (record::key(frame), record::encode(revision, frame)));
+            let values = states.iter().map(|frame| value(alone(revision), frame));
             let written = segment.apply(values.collect()).and_then(|()| segment.sync());
             written.map_err(|fault| fault.about(&segment.dir))?;
             segment
@@ -270,24 +320,22 @@ pub(super) fn open(
             segment
         }
     };
+    let orphans = needed_of(&streams, orphans);
     let has_orphans = !orphans.is_empty();
     revision += u64::from(has_orphans);
     for block in orphans {
         let stream = streams.entry(block.stream.clone()).or_default();
-        let records: Vec<_> = block.records.into_iter().filter(|record| record.sequence > stream.state.floor).collect();
-        if records.is_empty() {
-            continue;
-        }
-        let block = Block { stream: block.stream, records };
-        let (piece, frame) = (piece_of(&block), Frame::Block(block));
-        let value = (record::key(&frame), record::encode(revision, &frame));
-        active.apply(vec![value]).map_err(|fault| fault.about(&active.dir))?;
+        let piece = piece_of(&block);
+        active.apply(vec![value(alone(revision), &Frame::Block(block))]).map_err(|fault| fault.about(&active.dir))?;
         stream.found(piece, active.id);
         *segments.entry(active.id).or_default() += piece.bytes;
-        damage.salvaged += piece.last - piece.first + 1;
+        damage.salvaged += piece.records;
     }
     if has_orphans {
         active.sync().map_err(|fault| fault.about(&active.dir))?;
+    }
+    for (segment_dir, why) in broken {
+        damage.set_aside(&segment_dir, &why, now_ms);
     }
     for (id, summary) in sealed_pieces {
         segments.insert(id, summary.pieces.values().flatten().map(|piece| piece.bytes).sum());
@@ -296,15 +344,38 @@ pub(super) fn open(
             pieces.into_iter().for_each(|piece| stream.found(piece, id));
         }
     }
-    streams.values_mut().for_each(|stream| stream.durable = stream.state.newest);
+    for stream in streams.values_mut() {
+        stream.written = stream.written.max(stream.state.floor);
+        stream.durable = stream.written;
+    }
 
     let mut bytes_of: BTreeMap<FunctionName, u64> = BTreeMap::new();
     for (_, frame) in known.key_values.values() {
-        if let Frame::KeyValue { function, bucket, key, value: Some(value) } = frame {
+        if let Frame::KeyValue { function, bucket, key, value: Some(value), .. } = frame {
             *bytes_of.entry(function.clone()).or_default() += key_value_bytes(bucket, key, value);
         }
     }
-    Ok(Opened { streams, active: Arc::new(active), segments, key_value_bytes: bytes_of, revision, damage })
+    Ok(Opened {
+        streams,
+        active: Arc::new(active),
+        segments,
+        key_value_bytes: bytes_of,
+        revision,
+        version: known.version,
+        clock,
+        seen_age_ms: known.seen_age_ms,
+        damage,
+    })
+}
+
+/// What is still needed of `orphans` and not in the index yet, each record once.
+fn needed_of(streams: &BTreeMap<StreamName, StreamIndex>, orphans: Vec<Block>) -> Vec<Block> {
+    sort_out(orphans, |stream, sequence| streams.get(stream).is_some_and(|index| index.lacks(sequence)))
+}
+
+/// A value that stands for itself.
+fn alone(revision: u64) -> Stamp {
+    Stamp { revision, ..Stamp::default() }
 }
 
 /// Puts the pieces of the active segment into the index, joined as they would have been when written.
@@ -316,12 +387,12 @@ fn place(
 ) {
     for (name, pieces) in pieces {
         let limits = PieceLimits::from(config.get(&name).unwrap_or(&StreamConfig::default()));
-        let stream = streams.entry(name).or_default();
-        let floor = stream.state.floor;
+        let mut joined = StreamIndex::default();
         for piece in pieces {
-            stream.push(piece, segment, limits);
+            joined.push(piece, segment, limits);
         }
-        stream.forget(floor);
+        let stream = streams.entry(name).or_default();
+        joined.pieces().for_each(|(piece, _)| stream.found(*piece, segment));
     }
 }
 
@@ -334,31 +405,35 @@ pub(super) fn begin(
 ) -> Result<Segment, JournalError> {
     let segment_dir = Segment::dir(dir, id);
     let filled = || {
-        let segment = Segment::open(dir, id)?;
+        let segment = Segment::create(dir, id)?;
         let (mut values, mut bytes) = (Vec::new(), 0);
         for frame in frames {
-            let value = record::encode(revision, &frame);
+            let (key, value) = value(alone(revision), &frame);
             bytes += value.len();
-            values.push((record::key(&frame), value));
+            values.push((key, value));
             if bytes >= STEP_BYTES {
                 segment.apply(std::mem::take(&mut values))?;
                 bytes = 0;
             }
         }
-        values.push((record::key(&Frame::Head), record::encode(revision, &Frame::Head)));
+        values.push(value(alone(revision), &Frame::Head));
         segment.apply(values)?;
         segment.sync()?;
         Ok(segment)
     };
-    filled().map_err(|fault: Fault| fault.about(&segment_dir))
+    filled().map_err(|fault: Fault| {
+        let (Fault::Machine(why) | Fault::Damaged(why)) = fault;
+        JournalError::Storage { why: explain(dir, why), path: segment_dir }
+    })
 }
 
-fn salvage_into(segment_dir: &Path) -> Content {
+fn salvage_into(segment_dir: &Path, id: u64, synced: u64) -> Result<Content, JournalError> {
     let mut content = Content::default();
-    for (revision, frame) in salvage(segment_dir) {
-        content.add(revision, frame, true);
+    let found = whole_commits(segment_dir, id, synced);
+    for (stamp, frame) in found.map_err(|source| JournalError::io("read", segment_dir, source))? {
+        content.add(stamp.revision, frame, true);
     }
-    content
+    Ok(content)
 }
 
 fn pieces_of_sealed(dir: &Path, id: u64) -> Result<Summary, Fault> {
@@ -366,7 +441,8 @@ fn pieces_of_sealed(dir: &Path, id: u64) -> Result<Summary, Fault> {
     if let Some(summary) = Summary::read(&segment_dir) {
         return Ok(summary);
     }
-    let content = Content::of(&Segment::open(dir, id)?)?;
+    let segment = Segment::open(dir, id)?;
+    let content = segment.map(|segment| Content::of(&segment)).transpose()?.unwrap_or_default();
     Ok(Summary { pieces: content.pieces })
 }
 
@@ -378,7 +454,8 @@ fn segment_ids(dir: &Path) -> Result<Vec<u64>, JournalError> {
         let name = entry.map_err(unreadable)?.file_name();
         let Some(name) = name.to_str() else { continue };
         if name.ends_with(DELETED) {
-            remove(&dir.join(name))?;
+            // What is left of it takes space, and nothing else. The keeper of a journal that was just closed may be at it too.
+            super::writer::delete(&dir.join(name));
         } else if name.len() == 10
             && let Ok(id) = name.parse()
         {
@@ -391,10 +468,6 @@ fn segment_ids(dir: &Path) -> Result<Vec<u64>, JournalError> {
 
 /// Ending of a folder that is being deleted.
 pub(super) const DELETED: &str = ".deleted";
-
-fn remove(path: &Path) -> Result<(), JournalError> {
-    fs::remove_dir_all(path).map_err(|source| JournalError::io("delete", path, source))
-}
 
 impl Damage {
     /// Moves the folder of a segment out of the way, and says so.

@@ -1,28 +1,27 @@
-//! One segment: a folder with a sled database. The only file that calls sled.
+//! One segment: a folder with a file that is only appended to, and an index of it in memory. The only file that touches it.
 //!
-//! sled's `flush` ends in `sync_file_range`, which a power cut can undo, so [`Segment::sync`] follows it with an
-//! `fdatasync` of our own. sled may also panic on a damaged file; a panic becomes an error here.
+//! A failed `fdatasync` leaves pages in memory that look written and are not on disk, for this process and the next ones. So
+//! whoever opens a segment to go on writes what is not known to be on disk once more.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ops::{Bound, ControlFlow};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::JournalError;
-use crate::buffer::record::{self, Frame};
+use super::{JournalError, log};
+use crate::buffer::record::{self, Block, Frame, Stamp};
 use crate::buffer::retention::Piece;
 use crate::name::StreamName;
 
-/// sled's page cache, of each open segment: appends touch the last pages only, and reads go through once.
-const CACHE_BYTES: u64 = 2 << 20;
-/// sled moves values beyond a quarter of its own segments (512 KiB) to files, and groups up to 17 of our values.
-const INLINE_BYTES_MAX: usize = 7 << 10;
+const FILE: &str = "log";
+/// Blocks that are looked up at a time.
+const BLOCKS_AT_ONCE: usize = 64;
 
 /// What a segment holds, written when nothing is added to it any more, so that it need not be opened to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +29,12 @@ pub(super) struct Summary {
     pub(super) pieces: BTreeMap<StreamName, Vec<Piece>>,
 }
 
-/// Why a database failed.
+/// Why a segment failed.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The machine's: no space, no permission, too many files. Trying again later may help.
     Machine(String),
-    /// The file's: what is in it cannot be trusted to sled any more.
+    /// The file's: something in it is no longer what was written.
     Damaged(String),
 }
 
@@ -47,27 +46,60 @@ impl Fault {
     }
 }
 
-impl From<sled::Error> for Fault {
-    fn from(error: sled::Error) -> Self {
-        match error {
-            sled::Error::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => Self::Machine(error.to_string()),
-            other => Self::Damaged(other.to_string()),
-        }
-    }
-}
-
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
         Self::Machine(error.to_string())
     }
 }
 
-fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(Fault::Damaged(format!("the database panicked: {text}")))
-    })
+/// Where a value is in the file.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    at: u64,
+    bytes: u32,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    /// Of each stream its blocks: the sequence that a block starts with, in order.
+    blocks: BTreeMap<StreamName, Vec<(u64, Place)>>,
+    /// Everything else, by its key.
+    others: BTreeMap<Vec<u8>, Place>,
+    /// Where the next group goes, where the last one began, and up to where all is on disk.
+    end: u64,
+    last: u64,
+    synced: u64,
+    /// Values that could not be read when it was opened.
+    damaged: u64,
+}
+
+impl Index {
+    fn add(&mut self, frame: &Frame, place: Place) {
+        let Frame::Block(block) = frame else {
+            self.others.insert(record::key(frame), place);
+            return;
+        };
+        let first = block.records.first().map_or(0, |record| record.sequence);
+        let blocks = self.blocks.entry(block.stream.clone()).or_default();
+        match blocks.binary_search_by_key(&first, |(first, _)| *first) {
+            Ok(at) => blocks[at].1 = place,
+            Err(at) => blocks.insert(at, (first, place)),
+        }
+    }
+
+    /// Enters all values of a group.
+    fn add_group(&mut self, group: &log::Group) {
+        let mut rest = group.body.clone();
+        while !rest.is_empty() {
+            let at = group.end() - rest.len() as u64;
+            let Ok((_, frame, taken)) = record::decode(&rest) else {
+                self.damaged += 1;
+                return;
+            };
+            self.add(&frame, Place { at, bytes: u32::try_from(taken).unwrap_or(u32::MAX) });
+            rest = rest.slice(taken..);
+        }
+    }
 }
 
 /// An open segment.
@@ -75,10 +107,8 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
 pub(super) struct Segment {
     pub(super) id: u64,
     pub(super) dir: PathBuf,
-    db: sled::Db,
     file: File,
-    /// Whether something may have gone to a file of its own.
-    has_files: AtomicBool,
+    index: Mutex<Index>,
 }
 
 impl Segment {
@@ -87,130 +117,213 @@ impl Segment {
         journal.join(format!("{id:010}"))
     }
 
-    /// Opens segment `id`, or makes it.
-    pub(super) fn open(journal: &Path, id: u64) -> Result<Self, Fault> {
+    /// Makes segment `id`, empty, in place of what an earlier attempt may have left.
+    pub(super) fn create(journal: &Path, id: u64) -> Result<Self, Fault> {
         let dir = Self::dir(journal, id);
-        let new = !dir.exists();
-        let db = guarded(|| {
-            let config = sled::Config::new().path(&dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-            Ok(config.open()?)
-        })?;
-        let file = File::open(dir.join("db"))?;
-        if new {
-            file.sync_all()?;
-            File::open(dir.join("conf"))?.sync_all()?;
-            File::open(&dir)?.sync_all()?;
-            File::open(journal)?.sync_all()?;
+        Self::remove(&dir)?;
+        fs::create_dir(&dir)?;
+        let file = OpenOptions::new().create_new(true).read(true).write(true).open(dir.join(FILE))?;
+        file.sync_all()?;
+        File::open(&dir)?.sync_all()?;
+        File::open(journal)?.sync_all()?;
+        Ok(Self { id, dir, file, index: Mutex::default() })
+    }
+
+    /// Unmakes segment `id`, for good.
+    pub(super) fn discard(journal: &Path, id: u64) -> Result<(), Fault> {
+        Self::remove(&Self::dir(journal, id))?;
+        Ok(File::open(journal)?.sync_all()?)
+    }
+
+    fn remove(dir: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
-        let has_files = fs::read_dir(dir.join("blobs"))?.next().is_some();
-        Ok(Self { id, dir, db, file, has_files: AtomicBool::new(has_files) })
+    }
+
+    /// Opens segment `id` to read it; `None` when there is none.
+    pub(super) fn open(journal: &Path, id: u64) -> Result<Option<Self>, Fault> {
+        let dir = Self::dir(journal, id);
+        let path = dir.join(FILE);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !super::version1::convert(&dir, id, &path)? {
+                    return Ok(None);
+                }
+                OpenOptions::new().read(true).write(true).open(&path)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let contents = log::read(id, &fs::read(&path)?.into());
+        if !contents.holes.is_empty() {
+            return Err(Fault::Damaged(format!("its file is damaged in {} places", contents.holes.len())));
+        }
+        let mut index = Index { end: contents.end, last: contents.end, ..Index::default() };
+        index.synced = contents.synced.min(contents.end);
+        contents.groups.iter().for_each(|group| index.add_group(group));
+        Ok(Some(Self { id, dir, file, index: Mutex::new(index) }))
+    }
+
+    /// Prepares it for more: what is torn at its end goes, and all the rest is brought to disk.
+    pub(super) fn go_on(&self) -> Result<(), Fault> {
+        let mut index = self.index();
+        let mut doubtful = vec![0; usize::try_from(index.end - index.synced).unwrap_or(0)];
+        self.file.read_exact_at(&mut doubtful, index.synced)?;
+        self.file.set_len(index.end)?;
+        self.file.write_all_at(&doubtful, index.synced)?;
+        self.file.sync_data()?;
+        index.synced = index.end;
+        Ok(())
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes all of `values` or, after a crash, none. Not on disk before [`Segment::sync`].
     pub(super) fn apply(&self, values: Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Fault> {
-        let mut batch = sled::Batch::default();
-        for (key, value) in values {
-            if value.len() > INLINE_BYTES_MAX {
-                self.has_files.store(true, Ordering::Relaxed);
-            }
-            batch.insert(key, value);
+        let mut index = self.index();
+        let (at, synced) = (index.end, index.synced);
+        let bytes = Bytes::from(log::encode(self.id, at, synced, &values));
+        index.last = at;
+        drop(index);
+        if let Err(error) = self.file.write_all_at(&bytes, at) {
+            self.take_back();
+            return Err(error.into());
         }
-        guarded(|| Ok(self.db.apply_batch(batch)?))
+        let mut index = self.index();
+        let group = log::Group { at, synced, body: bytes.slice(log::HEADER_BYTES..) };
+        index.end = group.end();
+        index.add_group(&group);
+        Ok(())
+    }
+
+    /// Takes back the group that was written last, which whoever asked for it is told is not kept. It is not used any more
+    /// before it was opened again.
+    pub(super) fn take_back(&self) {
+        let index = self.index();
+        // What a disk that fails keeps nevertheless is found again, and is then kept after all.
+        if let Err(error) = self.file.set_len(index.last) {
+            tracing::warn!(segment = %self.dir.display(), %error, "a failed commit could not be taken back");
+        }
     }
 
     /// Brings everything that was written to the disk itself.
     pub(super) fn sync(&self) -> Result<(), Fault> {
-        guarded(|| Ok(self.db.flush()?))?;
-        if self.has_files.load(Ordering::Relaxed) {
-            self.sync_files()?;
-        }
-        Ok(self.file.sync_data()?)
+        let end = self.index().end;
+        self.file.sync_data()?;
+        let mut index = self.index();
+        index.synced = index.synced.max(end);
+        Ok(())
     }
 
-    /// sled writes large pages to files of their own and never syncs those.
-    fn sync_files(&self) -> io::Result<()> {
-        let blobs = self.dir.join("blobs");
-        for entry in fs::read_dir(&blobs)? {
-            match File::open(entry?.path()) {
-                Ok(file) => file.sync_data()?,
-                // A page that was rewritten meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+    fn read(&self, place: Place) -> Result<Bytes, Fault> {
+        let mut bytes = vec![0; place.bytes as usize];
+        match self.file.read_exact_at(&mut bytes, place.at) {
+            Ok(()) => Ok(bytes.into()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(Fault::Damaged("its file is shorter than it was".to_owned()))
             }
+            Err(error) => Err(error.into()),
         }
-        File::open(&blobs)?.sync_all()
     }
 
     /// The value under `key`.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        guarded(|| Ok(self.db.get(key)?.map(|value| Bytes::copy_from_slice(&value))))
+        let place = self.index().others.get(key).copied();
+        place.map(|place| self.read(place)).transpose()
     }
 
-    /// Calls `visit` with all intact values from `from` on whose keys start with `prefix`, in order, until it breaks.
-    /// Returns how many values were damaged.
+    /// Calls `visit` with all intact values whose keys start with `prefix`, in order, until it breaks; with those of blocks
+    /// too when `prefix` is empty. Returns how many values were damaged.
     pub(super) fn each(
         &self,
         prefix: &[u8],
-        from: &[u8],
-        mut visit: impl FnMut(u64, Frame) -> ControlFlow<()>,
+        mut visit: impl FnMut(Stamp, Frame) -> ControlFlow<()>,
     ) -> Result<u64, Fault> {
-        guarded(|| {
-            let mut damaged = 0;
-            for entry in self.db.range(from..) {
-                let (key, value) = entry?;
-                if !key.starts_with(prefix) {
-                    break;
-                }
-                match record::decode(&Bytes::copy_from_slice(&value)) {
-                    Ok((revision, frame, _)) => {
-                        if visit(revision, frame).is_break() {
-                            break;
-                        }
+        let (mut places, mut damaged): (Vec<Place>, u64) = {
+            let index = self.index();
+            let from = (Bound::Included(prefix), Bound::Unbounded);
+            let others = index.others.range::<[u8], _>(from).take_while(|(key, _)| key.starts_with(prefix));
+            (others.map(|(_, place)| *place).collect(), if prefix.is_empty() { index.damaged } else { 0 })
+        };
+        if prefix.is_empty() {
+            places.extend(self.index().blocks.values().flatten().map(|(_, place)| *place));
+        }
+        for place in places {
+            match record::decode(&self.read(place)?) {
+                Ok((stamp, frame, _)) => {
+                    if visit(stamp, frame).is_break() {
+                        break;
                     }
-                    Err(_) => damaged += 1,
                 }
+                Err(_) => damaged += 1,
             }
-            Ok(damaged)
-        })
+        }
+        Ok(damaged)
     }
 }
 
 /// Reading across the records of one stream.
 impl Segment {
-    /// Calls `visit` with the records of `stream` from `sequence` on, in order, until it breaks. Returns how many values
-    /// were damaged.
-    pub(super) fn records_from(
+    /// Calls `visit` with the blocks of `stream` from the one that may hold `sequence` on, in order, until it breaks.
+    /// Returns how many values were damaged.
+    pub(super) fn blocks_from(
         &self,
         stream: &StreamName,
         sequence: u64,
-        mut visit: impl FnMut(record::Record) -> ControlFlow<()>,
+        mut visit: impl FnMut(Block) -> ControlFlow<()>,
     ) -> Result<u64, Fault> {
-        guarded(|| {
-            let prefix = record::block_key(stream, 0);
-            let prefix = &prefix[..prefix.len() - size_of::<u64>()];
-            // The block that holds `sequence` may start before it.
-            let before = self.db.get_lt(record::block_key(stream, sequence.saturating_add(1)))?;
-            let from = before.map_or_else(|| prefix.to_vec(), |(key, _)| key.to_vec());
-            let from = if from.starts_with(prefix) { from } else { prefix.to_vec() };
-            self.each(prefix, &from, |_, frame| {
-                let Frame::Block(block) = frame else { return ControlFlow::Continue(()) };
-                block.records.into_iter().filter(|record| record.sequence >= sequence).try_for_each(&mut visit)
-            })
-        })
+        let mut damaged = 0;
+        // The block that holds `sequence` may start before it.
+        let mut next = {
+            let index = self.index();
+            let blocks = index.blocks.get(stream).map(Vec::as_slice).unwrap_or_default();
+            let at = blocks.partition_point(|(first, _)| *first <= sequence);
+            blocks.get(at.saturating_sub(1)).map_or(sequence, |(first, _)| *first)
+        };
+        loop {
+            let blocks: Vec<(u64, Place)> = {
+                let index = self.index();
+                let blocks = index.blocks.get(stream).map(Vec::as_slice).unwrap_or_default();
+                let at = blocks.partition_point(|(first, _)| *first < next);
+                blocks[at..].iter().take(BLOCKS_AT_ONCE).copied().collect()
+            };
+            let Some((last, _)) = blocks.last() else { return Ok(damaged) };
+            next = last + 1;
+            for (_, place) in blocks {
+                let Ok((_, Frame::Block(block), _)) = record::decode(&self.read(place)?) else {
+                    damaged += 1;
+                    continue;
+                };
+                if visit(block).is_break() {
+                    return Ok(damaged);
+                }
+            }
+        }
     }
 }
 
-/// What is in a folder whose database cannot be opened, read without sled.
-pub(super) fn salvage(dir: &Path) -> Vec<(u64, Frame)> {
-    let blobs = fs::read_dir(dir.join("blobs")).into_iter().flatten().flatten().map(|entry| entry.path());
-    let files = blobs.chain([dir.join("db")]);
-    files.filter_map(|path| fs::read(path).ok()).flat_map(|bytes| record::scan(&bytes.into())).collect()
+/// What can be found in the folder of segment `id`, which is damaged: all that is intact, and of what is not, value by value.
+///
+/// # Errors
+/// When its file is there and cannot be read.
+pub(super) fn salvage(dir: &Path, id: u64) -> io::Result<Vec<(Stamp, Frame)>> {
+    let contents = match fs::read(dir.join(FILE)) {
+        Ok(bytes) => log::read(id, &bytes.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let parts = contents.groups.iter().map(|group| &group.body).chain(&contents.holes);
+    Ok(parts.flat_map(record::scan).collect())
 }
 
 const SUMMARY: &str = "summary";
 
 impl Summary {
-    /// Keeps it beside the database. It is only a shortcut, so a crash may lose it.
+    /// Keeps it beside the log. It is only a shortcut, so a crash may lose it.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
         let json = serde_json::to_vec(self)?;
         let mut bytes = format!("{:08x}\n", crc32c::crc32c(&json)).into_bytes();

@@ -1,45 +1,47 @@
-//! The thread that writes. Whatever waits when it looks becomes one group: one database transaction, one sync.
+//! The thread that writes. Whatever waits when it looks becomes one group: one group in the log, one sync.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::group::{Done, Group, plan_key_values};
-use super::keeper::{Keeper, Task};
-use super::recovery::{self, Mark, piece_of};
-use super::segment::{Fault, Segment, Summary, salvage};
-use super::{Batch, Damage, JournalError, Shared, State};
-use crate::buffer::record::{self, Block, Frame, Record};
+use super::JournalError;
+use super::begin::{Begun, LAZY_SYNC, drop_writes};
+use super::group::{Done, Group, done_frames, state_frames};
+use super::held::Held;
+use super::keeper::Keeper;
+use super::recovery::{self, Mark};
+use super::repair::Owed;
+use super::reserve::Reserve;
+use super::segment::{Segment, Summary};
+use super::state::{Shared, State, Stream};
+use crate::buffer::record::{self, Block, Frame, Stamp};
 use crate::buffer::retention::{Piece, PieceLimits};
-use crate::config::{Durability, StreamConfig, WhenFull};
+use crate::config::StreamConfig;
 use crate::name::StreamName;
-use crate::units::ByteSize;
 
-/// A segment is full when this was written to it: small enough to be read at a start, large enough that a new one is rare.
-const SEGMENT_BYTES: u64 = 4 << 20;
 /// A group takes no more once it has this.
 const GROUP_BYTES_MAX: usize = 1 << 20;
-/// Latest sync after an acknowledgement.
-const ACK_SYNC: Duration = Duration::from_secs(1);
+/// How soon a new segment is tried again.
+const ROTATE_AGAIN: Duration = Duration::from_secs(10);
+/// How often the time is noted while something is written.
+const NOTE_MS: u64 = 10_000;
 /// How often ages are looked at, and how soon a journal that failed is tried again.
-const TICK: Duration = Duration::from_secs(1);
-/// A sealed segment with less than this part of it still needed is copied forward.
-const SPARSE: u64 = 2;
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// What the writer is asked for.
 pub(super) enum Job {
     Commit {
-        batch: Batch,
+        begun: Begun,
         done: Done,
         _permit: OwnedSemaphorePermit,
     },
@@ -70,34 +72,57 @@ pub(super) enum Job {
 }
 
 pub(super) struct Writer {
-    shared: Arc<Shared>,
-    active: Option<Arc<Segment>>,
-    keeper: Keeper,
-    revision: u64,
+    pub(super) shared: Arc<Shared>,
+    pub(super) active: Option<Arc<Segment>>,
+    pub(super) keeper: Keeper,
+    pub(super) revision: u64,
+    /// The last revision that is on disk for sure.
+    pub(super) synced: u64,
+    pub(super) held: Held,
+    pub(super) reserve: Reserve,
+    /// What was answered and is not on disk for sure: it is written again when the journal had to be opened anew.
+    pub(super) owed: Owed,
+    /// What is to be written next of that.
+    pub(super) again: Group,
+    /// Segments that a reader found damaged.
+    damaged: Vec<(u64, String)>,
+    /// When the time was noted last, by the journal's own clock.
+    noted_ms: Option<u64>,
     mark: Option<File>,
     /// When what was written and not synced must be.
-    sync_by: Option<Instant>,
+    pub(super) sync_by: Option<Instant>,
+    /// When to try again to begin a segment, if that failed.
+    rotate_at: Option<Instant>,
     /// When to try again to open a journal that failed.
-    repair_at: Option<Instant>,
-    carrying: Option<u64>,
-    freed: bool,
+    pub(super) repair_at: Option<Instant>,
+    pub(super) carrying: Option<u64>,
+    pub(super) freed: bool,
     closing: Option<Done>,
 }
 
 impl Writer {
+    /// Starts the writer and its keeper, which ends after it.
     pub(super) fn start(
         shared: Arc<Shared>,
         revision: u64,
         jobs: &Sender<Job>,
         queue: Receiver<Job>,
-    ) -> Result<JoinHandle<()>, JournalError> {
+    ) -> Result<[JoinHandle<()>; 2], JournalError> {
         let failed = |source| JournalError::io("start a thread for", &shared.dir, source);
-        let keeper = Keeper::start(Arc::clone(&shared), jobs.clone()).map_err(failed)?;
+        let (keeper, keeper_thread) = Keeper::start(Arc::clone(&shared), jobs.clone()).map_err(failed)?;
         let active = shared.active()?;
         let mut writer = Self {
             active: Some(active),
             keeper,
             revision,
+            synced: revision,
+            held: Held::default(),
+            reserve: Reserve::of(&shared.dir, shared.clock.instant()),
+            owed: Owed::default(),
+            again: Group::default(),
+            damaged: Vec::new(),
+            rotate_at: None,
+            noted_ms: None,
             mark: None,
             sync_by: None,
             repair_at: None,
@@ -107,71 +132,79 @@ impl Writer {
             shared: Arc::clone(&shared),
         };
         let run = move || writer.run(&queue);
-        thread::Builder::new().name("journal".to_owned()).spawn(run).map_err(failed)
+        Ok([shared.clock.thread("journal", run).map_err(failed)?, keeper_thread])
     }
 
     fn run(&mut self, queue: &Receiver<Job>) {
         let mut open = true;
         while open {
-            let first = match self.wait() {
-                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(wait) => queue.recv_timeout(wait),
-            };
-            let mut group = Group::default();
+            let first = self.shared.clock.receive(queue, self.wait());
+            self.reserve.take_in_time(self.shared.clock.instant());
+            let mut group = std::mem::take(&mut self.again);
             match first {
                 Ok(job) => {
                     open = self.take(job, &mut group);
                     while open
                         && group.bytes < GROUP_BYTES_MAX
+                        && !self.is_held_due()
                         && let Ok(job) = queue.try_recv()
                     {
                         open = self.take(job, &mut group);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.repair_in_time(),
                 Err(RecvTimeoutError::Disconnected) => open = false,
+            }
+            if !open || self.is_held_due() {
+                self.write_held(&mut group);
             }
             self.retain(&mut group);
             self.write(group);
+            // Not before: what is being put together has its place in the active segment already.
+            for (segment, why) in std::mem::take(&mut self.damaged) {
+                self.mend(segment, &why);
+            }
             if !open || self.sync_by.is_some_and(|by| by <= self.shared.clock.instant()) {
                 self.sync_now();
             }
             self.reclaim();
         }
-        *self.shared.active.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared.set_active(None);
+    }
+
+    fn is_held_due(&self) -> bool {
+        self.held.is_due(self.shared.clock.instant(), self.shared.limits.held_bytes_max.0)
     }
 
     /// How long it may sleep when nothing is asked for.
     fn wait(&self) -> Option<Duration> {
         let now = self.shared.clock.instant();
         let until_sync = self.sync_by.map(|by| by.saturating_duration_since(now));
-        let ages = {
+        let until_held = self.held.by().map(|by| by.saturating_duration_since(now));
+        let until_room = self.reserve.look_at().map(|at| at.saturating_duration_since(now));
+        let until_again = (!self.again.is_empty()).then_some(TICK);
+        let until_repair = self.repair_at.map(|at| at.saturating_duration_since(now));
+        let (ages, waiting) = {
             let state = self.shared.state();
-            let ages = |(name, stream): (&StreamName, &super::Stream)| {
-                stream.index.bytes > 0 && state.config.get(name).is_some_and(|config| config.max_age.is_some())
+            let ages = |(name, stream): (&StreamName, &Stream)| {
+                stream.index.bytes > 0 && state.config_of(name).is_some_and(|config| config.max_age.is_some())
             };
-            state.streams.iter().any(ages)
+            (state.streams.iter().any(ages), state.ages.is_waiting())
         };
-        let until_tick = (ages || self.freed).then_some(TICK);
-        [until_sync, until_tick].into_iter().flatten().min()
+        let until_tick = (ages || self.freed || waiting).then_some(TICK);
+        [until_sync, until_held, until_repair, until_tick, until_room, until_again].into_iter().flatten().min()
     }
 
     /// Adds `job` to `group`. False when it was the last one.
     fn take(&mut self, job: Job, group: &mut Group) -> bool {
         match job {
-            Job::Commit { batch, done, .. } => {
-                group.bytes += batch.bytes();
-                match self.plan(batch, group) {
-                    Ok(Duration::ZERO) => group.synced.push(done),
-                    Ok(_) => group.written.push(done),
-                    Err(error) => answer(done, Err(error)),
-                }
-            }
+            Job::Commit { begun, done, .. } => self.take_batch(begun, done, group),
             Job::Ack { stream, up_to, done } => {
                 let mut state = self.shared.state();
                 if state.streams.get_mut(&stream).is_some_and(|stream| stream.index.ack(up_to)) {
-                    group.touched.insert(stream, ());
-                    group.sync_within(ACK_SYNC);
+                    group.acked.insert(stream.clone(), up_to);
+                    group.touched.insert(stream);
+                    group.sync_within(LAZY_SYNC);
                     self.freed = true;
                 }
                 group.written.push(done);
@@ -181,14 +214,14 @@ impl Writer {
                     group.bytes += usize::try_from(piece.bytes).unwrap_or(usize::MAX);
                     group.blocks.extend(blocks);
                     group.carried.push((stream, piece, from));
-                    group.sync_within(ACK_SYNC);
+                    group.sync_within(LAZY_SYNC);
                 }
             }
             Job::Carried { from } => {
                 self.carrying = self.carrying.filter(|carrying| *carrying != from);
                 self.freed = true;
             }
-            Job::Damaged { segment, why } => self.mend(segment, &why),
+            Job::Damaged { segment, why } => self.damaged.push((segment, why)),
             Job::Look => {}
             Job::Close(done) => {
                 self.closing = done;
@@ -198,89 +231,126 @@ impl Writer {
         true
     }
 
-    /// Checks one batch against all limits, then adds all of it to `group`. Returns how soon it must be on disk.
-    fn plan(&mut self, batch: Batch, group: &mut Group) -> Result<Duration, JournalError> {
-        self.repair()?;
-        let active = self.active.clone().ok_or(JournalError::Closed)?;
-        let limits = Arc::clone(&self.shared.limits);
+    /// Adds a batch to `group`, unless something that it read never got to disk, or holds it until it is due.
+    fn take_batch(&mut self, mut begun: Begun, done: Done, group: &mut Group) {
+        let usable = self.usable(!begun.records.is_empty() || !begun.key_values.is_empty());
         let mut state = self.shared.state();
-
-        let mut appended: HashMap<&StreamName, u64> = HashMap::new();
-        let mut within = Duration::MAX;
-        for (name, data, _) in &batch.records {
-            let config = state.config.get(name).ok_or_else(|| JournalError::UnknownStream(name.clone()))?;
-            let bytes = data.len() as u64;
-            let max = ByteSize(limits.record_bytes_max.0.min(config.max_bytes.0));
-            if bytes > max.0 {
-                return Err(JournalError::RecordTooLarge { stream: name.clone(), bytes, max });
+        state.begun -= 1;
+        let failed = begun.depends.iter().position(|(_, versions)| state.overlay.any_failed(versions));
+        let usable = match failed {
+            Some(at) => Err(JournalError::conflict(begun.depends.swap_remove(at).0)),
+            None => usable,
+        };
+        if usable.is_err() {
+            drop_writes(&mut state, self.active.as_deref(), &begun);
+            for (name, record) in &begun.records {
+                state.streams.entry(name.clone()).or_default().no_longer_begun(record);
             }
-            let sum = appended.entry(name).or_default();
-            *sum += bytes;
-            let used = state.streams.get(name).map_or(0, |stream| stream.index.bytes);
-            if config.when_full == WhenFull::Reject && used + *sum > config.max_bytes.0 {
-                return Err(JournalError::Full { stream: name.clone(), max: config.max_bytes });
+        }
+        if state.begun == 0 {
+            state.overlay.forget_failed();
+        }
+        drop(state);
+        match usable {
+            Err(error) => answer(done, Err(error)),
+            Ok(_) if Held::takes(&begun) => {
+                let by = self.shared.clock.instant() + begun.within;
+                self.held.push(begun, by);
+                answer(done, Ok(()));
             }
-            within = within.min(match config.durability {
-                Durability::Each => Duration::ZERO,
-                Durability::Every(span) => span.0,
-            });
+            Ok(active) => {
+                if self.held.precedes(&begun) {
+                    self.write_held(group);
+                }
+                self.place(&mut begun, &active, group);
+                group.push(begun, done);
+            }
         }
-        let key_values = plan_key_values(&active, &state, &limits, batch.key_values, group)?;
-        if !key_values.is_empty() {
-            within = Duration::ZERO;
-        }
-
-        for (function, key, bytes, change, frame) in key_values {
-            group.key_values.insert(key, (bytes, frame));
-            let total = state.key_value_bytes.entry(function).or_default();
-            *total = total.saturating_add_signed(change);
-        }
-        for (name, data, meta) in batch.records {
-            let limits = PieceLimits::from(&state.config[&name]);
-            let index = &mut state.streams.entry(name.clone()).or_default().index;
-            let sequence = index.state.newest + 1;
-            let record = Record { sequence, time_ms: meta.time_ms, trace_parent: meta.trace_parent, data };
-            let (bytes, time_ms) = (record.bytes(), record.time_ms);
-            let piece = Piece { first: sequence, last: sequence, bytes, oldest_ms: time_ms, newest_ms: time_ms };
-            index.push(piece, active.id, limits);
-            group.push(&name, record);
-        }
-        group.commits += 1;
-        group.sync_within(within);
-        Ok(within)
     }
 
-    /// Drops what is over a limit.
-    fn retain(&mut self, group: &mut Group) {
-        let now_ms = self.shared.clock.now_ms();
+    /// Adds all that was held to `group`, unless the journal cannot be written.
+    fn write_held(&mut self, group: &mut Group) {
+        if self.held.is_empty() {
+            return;
+        }
+        let Ok(active) = self.repair().and_then(|()| self.active.clone().ok_or(JournalError::Closed)) else {
+            self.held.wait_until(self.shared.clock.instant() + TICK);
+            return;
+        };
+        for mut begun in self.held.take() {
+            self.place(&mut begun, &active, group);
+            for (stream, record) in &begun.records {
+                group.push_record(stream, record.clone(), begun.moment);
+            }
+            group.commits += 1;
+            group.held.push(begun);
+        }
+        group.sync_within(Duration::ZERO);
+    }
+
+    /// Puts the records of a batch into the index, and takes what it is done with out of it.
+    fn place(&mut self, begun: &mut Begun, active: &Segment, group: &mut Group) {
         let mut state = self.shared.state();
-        let State { config, streams, .. } = &mut *state;
+        let State { config, own, streams, .. } = &mut *state;
         let default = StreamConfig::default();
-        for (name, stream) in streams {
-            let config = config.get(name).unwrap_or(&default);
-            if stream.index.expire(config, now_ms) | stream.index.shrink(config) {
-                group.touched.insert(name.clone(), ());
-                group.sync_within(ACK_SYNC);
+        let age_ms = begun.moment.age_ms;
+        begun.records.retain(|(name, record)| {
+            let limits = PieceLimits::from(config.get(name).or_else(|| own.get(name)).unwrap_or(&default));
+            let stream = streams.entry(name.clone()).or_default();
+            stream.no_longer_begun(record);
+            let sequence = record.sequence;
+            // An earlier try may have got it to disk, though not for sure.
+            let is_new = !stream.index.is_live(sequence);
+            if is_new {
+                let piece = Piece {
+                    first: sequence,
+                    last: sequence,
+                    records: 1,
+                    bytes: record.bytes(),
+                    oldest_ms: record.time_ms,
+                    oldest_age_ms: age_ms,
+                    newest_age_ms: age_ms,
+                };
+                stream.index.push(piece, active.id, limits);
+            }
+            is_new
+        });
+        for (name, sequence) in begun.done.drain(..) {
+            let news = streams.get_mut(&name).map(|stream| stream.index.done([sequence])).unwrap_or_default();
+            if !news.is_empty() {
+                let ranges = group.done.entry(name).or_default();
+                news.iter().for_each(|(first, last)| ranges.insert(first, last));
                 self.freed = true;
             }
         }
     }
 
     /// Writes the group and, if somebody waits for it, syncs it.
-    fn write(&mut self, mut group: Group) {
+    pub(super) fn write(&mut self, mut group: Group) {
         if group.is_empty() {
             group.written.into_iter().chain(group.synced).for_each(|done| answer(done, Ok(())));
             return;
         }
         let result = self.write_values(&mut group);
-        if let Err(error) = &result {
-            tracing::error!(%error, "the journal could not be written");
-        } else {
-            self.shared.commits.fetch_add(group.commits, Ordering::Relaxed);
+        match &result {
+            Ok(()) => drop(self.shared.commits.fetch_add(group.commits, Ordering::Relaxed)),
+            Err(error) => {
+                self.shared.state().overlay.dropped(group.writes());
+                tracing::error!(%error, "the journal could not be written");
+            }
         }
-        group.written.into_iter().for_each(|done| answer(done, result.clone()));
         let result = match (result, group.sync_within) {
-            (Ok(()), Some(Duration::ZERO)) => self.sync(),
+            (Ok(()), Some(Duration::ZERO)) => {
+                let active = self.active.clone();
+                let synced = self.sync();
+                if synced.is_err()
+                    && let Some(active) = active
+                {
+                    // All who are in it are told that it is not kept.
+                    active.take_back();
+                }
+                synced
+            }
             (Ok(()), Some(within)) => {
                 let by = self.shared.clock.instant() + within;
                 self.sync_by = Some(self.sync_by.map_or(by, |earlier| earlier.min(by)));
@@ -288,6 +358,16 @@ impl Writer {
             }
             (result, _) => result,
         };
+        std::mem::take(&mut group.written).into_iter().for_each(|done| answer(done, result.clone()));
+        match &result {
+            Ok(()) => self.shared.state().overlay.landed(group.writes()),
+            Err(_) => self.shared.state().overlay.dropped(group.writes()),
+        }
+        match (&result, self.sync_by) {
+            (Err(_), _) => self.hold_again(std::mem::take(&mut group.held)),
+            (Ok(()), None) => {}
+            (Ok(()), Some(_)) => self.owed.add(&group),
+        }
         group.synced.into_iter().for_each(|done| answer(done, result.clone()));
     }
 
@@ -295,26 +375,23 @@ impl Writer {
         self.repair()?;
         let active = self.active.clone().ok_or(JournalError::Closed)?;
         self.revision += 1;
-        let revision = self.revision;
-        let mut values = Vec::new();
-        let mut written = 0;
-        for block in std::mem::take(&mut group.blocks) {
-            written += piece_of(&block).bytes;
-            let frame = Frame::Block(block);
-            values.push((record::key(&frame), record::encode(revision, &frame)));
-        }
-        for (key, (bytes, frame)) in std::mem::take(&mut group.key_values) {
-            written += bytes;
-            values.push((key, record::encode(revision, &frame)));
-        }
         let mut state = self.shared.state();
-        for name in group.touched.keys() {
-            if let Some(stream) = state.streams.get(name) {
-                let frame = Frame::Stream(name.clone(), stream.index.state);
-                values.push((record::key(&frame), record::encode(revision, &frame)));
-            }
+        let mut frames: Vec<Frame> = std::mem::take(&mut group.blocks).into_iter().map(Frame::Block).collect();
+        frames.extend(std::mem::take(&mut group.key_values).into_values());
+        frames.extend(group.done.iter().flat_map(|(name, ranges)| done_frames(name, ranges)));
+        for name in &group.touched {
+            frames.extend(state.streams.get(name).map(|stream| Frame::Stream(name.clone(), stream.index.state)));
         }
-        *state.segments.entry(active.id).or_default() += written;
+        let clock = state.ages.state();
+        if group.clock || self.noted_ms.is_none_or(|noted_ms| clock.age_ms >= noted_ms + NOTE_MS) {
+            self.noted_ms = Some(clock.age_ms);
+            frames.push(Frame::Clock(clock.clone()));
+        }
+        let values = u32::try_from(frames.len()).unwrap_or(u32::MAX);
+        let stamp = Stamp { revision: self.revision, values, synced: self.synced };
+        let values: Vec<_> = frames.iter().map(|frame| (record::key(frame), record::encode(stamp, frame))).collect();
+        *state.segments.entry(active.id).or_default() +=
+            values.iter().map(|(_, value)| value.len() as u64).sum::<u64>();
         drop(state);
         active.apply(values).map_err(|fault| self.failed(fault, &active))?;
 
@@ -327,7 +404,20 @@ impl Writer {
         Ok(())
     }
 
-    fn sync_now(&mut self) {
+    /// What was answered already waits for another try.
+    fn hold_again(&mut self, batches: Vec<Begun>) {
+        let by = self.shared.clock.instant() + TICK;
+        for begun in batches {
+            let mut state = self.shared.state();
+            for (name, record) in &begun.records {
+                state.streams.entry(name.clone()).or_default().begun_again(record);
+            }
+            drop(state);
+            self.held.push(begun, by);
+        }
+    }
+
+    pub(super) fn sync_now(&mut self) {
         let result = self.sync();
         if let Err(error) = &result {
             tracing::error!(%error, "the journal could not be synced");
@@ -341,18 +431,32 @@ impl Writer {
     fn sync(&mut self) -> Result<(), JournalError> {
         let Some(active) = self.active.clone() else { return Ok(()) };
         self.sync_by = None;
-        active.sync().map_err(|fault| self.failed(fault, &active))?;
+        if let Err(fault) = active.sync() {
+            return Err(self.failed(fault, &active));
+        }
+        self.synced = self.revision;
+        self.owed = Owed::default();
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         self.put_mark(active.id);
         let mut state = self.shared.state();
         for stream in state.streams.values_mut() {
-            if stream.index.durable != stream.index.state.newest {
-                stream.index.durable = stream.index.state.newest;
+            if stream.index.durable != stream.index.written {
+                stream.index.durable = stream.index.written;
                 stream.durable.send_replace(stream.index.durable);
             }
         }
         drop(state);
-        self.rotate_when_full(&active)
+        // What was written is on disk, so this fails nothing.
+        let now = self.shared.clock.instant();
+        if self.rotate_at.is_none_or(|at| at <= now) {
+            self.rotate_at = None;
+            if let Err(error) = self.rotate_when_full(&active) {
+                self.rotate_at = Some(now + ROTATE_AGAIN);
+                self.reserve.release_if_full(now);
+                tracing::error!(%error, "no new segment could be begun");
+            }
+        }
+        Ok(())
     }
 
     fn put_mark(&mut self, segment: u64) {
@@ -372,28 +476,37 @@ impl Writer {
 
     /// Begins a new segment when enough was written to this one: at least twice what must be copied.
     fn rotate_when_full(&mut self, active: &Arc<Segment>) -> Result<(), JournalError> {
-        let (full, states) = {
+        let states: Vec<Frame> = {
             let state = self.shared.state();
             let copied: u64 = state.key_value_bytes.values().sum();
             let written = state.segments.get(&active.id).copied().unwrap_or(0);
-            let states: Vec<_> =
-                state.streams.iter().map(|(name, stream)| Frame::Stream(name.clone(), stream.index.state)).collect();
-            (written >= SEGMENT_BYTES.max(2 * copied), states)
+            if written < self.shared.limits.segment_bytes.0.max(2 * copied) {
+                return Ok(());
+            }
+            let clock = Frame::Clock(state.ages.state().clone());
+            let known_of = state.streams.iter().flat_map(|(name, stream)| state_frames(name, &stream.index));
+            std::iter::once(clock).chain(known_of).collect()
         };
-        if !full {
-            return Ok(());
-        }
         let mut key_values = Vec::new();
-        let visited = active.each(b"k", b"k", |_, frame| {
+        let visited = active.each(b"k", |_, frame| {
             if matches!(frame, Frame::KeyValue { value: Some(_), .. }) {
                 key_values.push(frame);
             }
             ControlFlow::Continue(())
         });
-        visited.map_err(|fault| self.failed(fault, active))?;
+        visited.map_err(|fault| fault.about(&active.dir))?;
         self.revision += 1;
-        let next =
-            recovery::begin(&self.shared.dir, active.id + 1, self.revision, states.into_iter().chain(key_values))?;
+        let frames = states.into_iter().chain(key_values);
+        let next = match recovery::begin(&self.shared.dir, active.id + 1, self.revision, frames) {
+            Ok(next) => next,
+            Err(error) => {
+                // Left behind it could pass for the successor, and what still goes into this one would not be looked for.
+                if let Err(fault) = Segment::discard(&self.shared.dir, active.id + 1) {
+                    return Err(self.failed(fault, active));
+                }
+                return Err(error);
+            }
+        };
         self.put_mark(next.id);
 
         let mut state = self.shared.state();
@@ -416,167 +529,22 @@ impl Writer {
         Ok(())
     }
 
-    fn use_segment(&mut self, segment: Option<Arc<Segment>>) {
-        self.shared.active.write().unwrap_or_else(PoisonError::into_inner).clone_from(&segment);
+    pub(super) fn use_segment(&mut self, segment: Option<Arc<Segment>>) {
+        self.shared.set_active(segment.clone());
         self.active = segment;
-    }
-
-    /// Gives back segments that nobody needs, and has the keeper empty one that few need.
-    fn reclaim(&mut self) {
-        let Some(active) = self.active.clone() else { return };
-        if !std::mem::take(&mut self.freed) {
-            return;
-        }
-        let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
-        let mut state = self.shared.state();
-        for (piece, segment) in state.streams.values().flat_map(|stream| stream.index.pieces()) {
-            *needed.entry(*segment).or_default() += piece.bytes;
-        }
-        let sealed: Vec<(u64, u64)> =
-            state.segments.iter().filter(|(id, _)| **id != active.id).map(|(id, written)| (*id, *written)).collect();
-        let mut sparse = None;
-        let mut gone = Vec::new();
-        for (id, written) in sealed {
-            match needed.get(&id) {
-                None => gone.push(id),
-                Some(needed) if needed * SPARSE < written => sparse = sparse.or(Some(id)),
-                Some(_) => {}
-            }
-        }
-        // Acknowledgements must be on disk before what they cover goes, or the records would count as lost after a crash.
-        if gone.is_empty() && sparse.is_none() {
-            return;
-        }
-        if self.sync_by.is_some() {
-            drop(state);
-            self.freed = true;
-            self.sync_now();
-            if self.sync_by.is_none() && self.active.as_ref().is_some_and(|now| now.id == active.id) {
-                self.reclaim();
-            }
-            return;
-        }
-        state.segments.retain(|id, _| !gone.contains(id));
-        let carry = sparse.filter(|_| self.carrying.is_none()).map(|from| {
-            let streams = state.streams.iter();
-            let pieces = streams.flat_map(|(name, stream)| {
-                stream.index.pieces().filter(|(_, segment)| *segment == from).map(|(piece, _)| (name.clone(), *piece))
-            });
-            Task::Carry { from, pieces: pieces.collect() }
-        });
-        drop(state);
-        for id in gone {
-            match self.shared.retire(id) {
-                Ok(path) => self.keeper.ask(Task::Delete(path)),
-                Err(error) => tracing::warn!(segment = id, %error, "an empty segment could not be deleted"),
-            }
-        }
-        if let Some(Task::Carry { from, pieces }) = carry {
-            self.carrying = Some(from);
-            self.keeper.ask(Task::Carry { from, pieces });
-        }
-    }
-
-    /// Notes that the active segment failed; it is opened anew before the next write.
-    fn failed(&mut self, fault: Fault, segment: &Segment) -> JournalError {
-        self.sync_by = None;
-        self.repair_at.get_or_insert_with(|| self.shared.clock.instant());
-        fault.about(&segment.dir)
-    }
-
-    /// Opens the journal anew if it failed, at most once a tick.
-    fn repair(&mut self) -> Result<(), JournalError> {
-        let Some(at) = self.repair_at else { return Ok(()) };
-        let now = self.shared.clock.instant();
-        let busy = || JournalError::Storage { path: self.shared.dir.clone(), why: "it is being repaired".to_owned() };
-        if now < at {
-            return Err(busy());
-        }
-        self.repair_at = Some(now + TICK);
-        self.use_segment(None);
-        self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let config = self.shared.state().config.clone();
-        let opened = recovery::open(&self.shared.dir, &config, self.shared.clock.now_ms())?;
-        self.revision = opened.revision.max(self.revision);
-        let active = Arc::clone(&opened.active);
-        let mut state = self.shared.state();
-        let known: BTreeMap<StreamName, (u64, u64)> = state
-            .streams
-            .iter()
-            .map(|(name, stream)| (name.clone(), (stream.index.records(), stream.index.durable)))
-            .collect();
-        state.adopt(opened);
-        for (name, (records, durable)) in known {
-            if let Some(stream) = state.streams.get_mut(&name) {
-                stream.index.state.lost += records.saturating_sub(stream.index.records());
-                // Whoever waits for records has seen up to there.
-                stream.index.state.newest = stream.index.state.newest.max(durable);
-            }
-        }
-        drop(state);
-        self.use_segment(Some(active));
-        self.repair_at = None;
-        tracing::warn!(journal = %self.shared.dir.display(), "the journal was opened anew after a failure");
-        Ok(())
-    }
-
-    /// Sets a damaged segment aside and brings what can be read of it into the active one.
-    fn mend(&mut self, segment: u64, why: &str) {
-        if self.active.as_ref().is_none_or(|active| active.id == segment) {
-            self.repair_at.get_or_insert_with(|| self.shared.clock.instant());
-            return;
-        }
-        if self.shared.state().segments.remove(&segment).is_none() {
-            return;
-        }
-        self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).retain(|reader| reader.id != segment);
-        let dir = Segment::dir(&self.shared.dir, segment);
-        let salvaged = salvage(&dir);
-        let mut damage = Damage::default();
-        damage.set_aside(&dir, why, self.shared.clock.now_ms());
-        let Some(active) = self.active.clone() else { return };
-        let mut group = Group::default();
-        let mut state = self.shared.state();
-        let names: Vec<StreamName> = state.streams.keys().cloned().collect();
-        for name in names {
-            if let Some(stream) = state.streams.get_mut(&name)
-                && stream.index.lose(segment) > 0
-            {
-                group.touched.insert(name, ());
-            }
-        }
-        for (_, frame) in salvaged {
-            let Frame::Block(mut block) = frame else { continue };
-            let index = &mut state.streams.entry(block.stream.clone()).or_default().index;
-            let floor = index.state.floor;
-            block.records.retain(|record| record.sequence > floor);
-            if block.records.is_empty() {
-                continue;
-            }
-            let before = index.records();
-            index.found(piece_of(&block), active.id);
-            let found = index.records() - before;
-            if found > 0 {
-                index.state.lost = index.state.lost.saturating_sub(found);
-                damage.salvaged += found;
-                group.blocks.push(block);
-            }
-        }
-        state.damage.add(damage);
-        drop(state);
-        group.sync_within(Duration::ZERO);
-        self.write(group);
     }
 }
 
-fn answer(done: Done, result: Result<(), JournalError>) {
+pub(super) fn answer(done: Done, result: Result<(), JournalError>) {
     // Whoever asked may have stopped waiting.
     let _ = done.send(result);
 }
 
 /// Deletes a folder, off the writer's thread.
 pub(super) fn delete(path: &PathBuf) {
-    if let Err(error) = fs::remove_dir_all(path) {
+    if let Err(error) = fs::remove_dir_all(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
         tracing::warn!(folder = %path.display(), %error, "an empty segment could not be deleted");
     }
 }

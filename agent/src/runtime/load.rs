@@ -37,7 +37,7 @@ impl Runtime {
         let stopped = || LoadError::Stopped(name.clone());
         let _turn = self.shared.compiling.acquire().await.map_err(|_| stopped())?;
         // Compiling takes seconds of all cores, and mapping reads the whole file.
-        let loaded = self.threads.handle().spawn_blocking(move || shared.load(spec)).await;
+        let loaded = self.workers.handle().spawn_blocking(move || shared.load(spec)).await;
         loaded.map_err(|_| stopped())?
     }
 }

@@ -13,12 +13,14 @@ mod instance;
 mod load;
 mod pool;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod ticker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use wasmtime::Engine;
@@ -65,8 +67,21 @@ pub struct RuntimeConfig {
     pub cache_dir: Option<PathBuf>,
     /// Instances that the configuration may need at the same time: the sum of `concurrency`.
     pub instances_max: u32,
-    /// Threads that functions run on; one per core unless said.
-    pub threads: Option<usize>,
+    /// Where functions run.
+    pub threads: Threads,
+}
+
+/// Where functions run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Threads {
+    /// On threads of their own, one per core.
+    #[default]
+    PerCore,
+    /// On so many threads of their own.
+    Own(usize),
+    /// On the tokio runtime that the agent is started in, and uninterrupted: for a simulation, where one thread does everything
+    /// in an order that repeats. A handler that waits is stopped at its timeout; one that computes for ever is not.
+    OfTheCaller,
 }
 
 /// What all functions share.
@@ -85,7 +100,7 @@ struct Shared {
 #[derive(Clone)]
 pub struct Runtime {
     shared: Arc<Shared>,
-    threads: Arc<Threads>,
+    workers: Arc<Workers>,
 }
 
 impl Runtime {
@@ -104,11 +119,14 @@ impl Runtime {
         let linker = host::linker(&engine).map_err(RuntimeError::Engine)?;
         let open = |dir: PathBuf| Cache::open(&dir, &engine).map_err(|source| RuntimeError::Cache { dir, source });
         let cache = config.cache_dir.map(open).transpose()?;
-        let ticker = Ticker::start(engine.clone()).map_err(RuntimeError::Threads)?;
-        let threads = Threads::start(config.threads).map_err(RuntimeError::Threads)?;
+        let ticker = match config.threads {
+            Threads::OfTheCaller => Ticker::standing(),
+            _ => Ticker::start(engine.clone()).map_err(RuntimeError::Threads)?,
+        };
+        let workers = Workers::start(config.threads).map_err(RuntimeError::Threads)?;
         let services = Arc::new(services);
         let shared = Shared { engine, plan, linker, cache, services, ticker, compiling: Semaphore::new(1) };
-        Ok(Self { shared: Arc::new(shared), threads: Arc::new(threads) })
+        Ok(Self { shared: Arc::new(shared), workers: Arc::new(workers) })
     }
 
     /// Runs `future` on the threads of functions, away from those of the network.
@@ -117,7 +135,7 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.threads.handle().spawn(future)
+        self.workers.handle().spawn(future)
     }
 
     /// Removes the compiled code of all components but those with one of `digests`.
@@ -134,32 +152,52 @@ impl std::fmt::Debug for Runtime {
     }
 }
 
+/// How long a thread for what blocks stays: for ever. Without memory no new one can be made, and a task that asked for the
+/// first one would panic; with one at hand it waits.
+pub const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(365 * 86_400);
+
 /// The threads that functions run on.
 #[derive(Debug)]
-struct Threads(Option<tokio::runtime::Runtime>);
+enum Workers {
+    /// Taken only when they end.
+    Own(Option<tokio::runtime::Runtime>),
+    OfTheCaller(Handle),
+}
 
-impl Threads {
-    fn start(count: Option<usize>) -> std::io::Result<Self> {
+impl Workers {
+    fn start(threads: Threads) -> std::io::Result<Self> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        if let Some(count) = count {
-            builder.worker_threads(count);
+        match threads {
+            Threads::OfTheCaller => {
+                return Handle::try_current().map(Self::OfTheCaller).map_err(std::io::Error::other);
+            }
+            Threads::Own(count) => drop(builder.worker_threads(count)),
+            Threads::PerCore => {}
         }
         // A function that computes gives way every few milliseconds, always with itself next in line. By tokio's defaults, made
         // for tasks of microseconds, new work and timers would then wait for a third of a second.
         builder.global_queue_interval(2).event_interval(8);
-        builder.thread_name("function").enable_all().build().map(|runtime| Self(Some(runtime)))
+        builder.thread_name("function").thread_keep_alive(BLOCKING_KEEP_ALIVE).enable_all();
+        let runtime = builder.build()?;
+        drop(runtime.spawn_blocking(|| {}));
+        Ok(Self::Own(Some(runtime)))
     }
 
     #[expect(clippy::expect_used, reason = "taken only when it is dropped")]
-    fn handle(&self) -> &tokio::runtime::Handle {
-        self.0.as_ref().expect("threads run until they are dropped").handle()
+    fn handle(&self) -> &Handle {
+        match self {
+            Self::Own(runtime) => runtime.as_ref().expect("threads run until they are dropped").handle(),
+            Self::OfTheCaller(handle) => handle,
+        }
     }
 }
 
-impl Drop for Threads {
+impl Drop for Workers {
     fn drop(&mut self) {
         // The last handle may be dropped by a task, where waiting for threads would panic.
-        if let Some(runtime) = self.0.take() {
+        if let Self::Own(runtime) = self
+            && let Some(runtime) = runtime.take()
+        {
             runtime.shutdown_background();
         }
     }

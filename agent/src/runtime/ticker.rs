@@ -21,7 +21,7 @@ struct State {
     stopped: AtomicBool,
 }
 
-/// The thread that ticks.
+/// The thread that ticks, unless it stands still.
 #[derive(Debug)]
 pub(crate) struct Ticker {
     state: Arc<State>,
@@ -47,6 +47,11 @@ impl Ticker {
             .spawn(move || shared.tick(&engine))?;
         let handle = thread.thread().clone();
         Ok(Self { state, thread: Some(thread), handle })
+    }
+
+    /// One that never ticks: nothing that runs is interrupted.
+    pub(crate) fn standing() -> Self {
+        Self { state: Arc::default(), thread: None, handle: thread::current() }
     }
 
     /// Says that wasm code is about to run.

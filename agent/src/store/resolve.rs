@@ -117,6 +117,8 @@ fn merge(
         environment,
         capabilities: Capabilities(function.capabilities.clone()),
         retry: first.retry.or(second.retry).unwrap_or_default(),
+        idempotency: first.idempotency.as_ref().or(second.idempotency.as_ref()).cloned(),
+        order: first.order.or(second.order).unwrap_or_default(),
         on_success: first.on_success.as_ref().or(second.on_success.as_ref()).cloned().unwrap_or_default(),
         on_failure: first.on_failure.as_ref().or(second.on_failure.as_ref()).cloned().unwrap_or_default(),
         triggers: first.trigger.as_ref().or(second.trigger.as_ref()).cloned().unwrap_or_default(),

@@ -1,6 +1,7 @@
 //! What turns occurrences into events and hands them to functions. One file per kind; all of them see only [`Submit`].
 
 pub mod event;
+mod last_tick;
 pub mod mqtt;
 pub mod schedule;
 

@@ -19,6 +19,8 @@ pub const KIND: &str = "mqtt.message";
 pub const HOPS_PROPERTY: &str = "tidegate-hops";
 /// User property with the W3C trace context.
 pub const TRACE_PARENT_PROPERTY: &str = "traceparent";
+/// Attribute of an event whose message the broker had kept from before the subscription; its value is `true`.
+pub const RETAINED_ATTRIBUTE: &str = "retained";
 
 /// One trigger of one function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,9 @@ impl MqttTriggers {
             }
             _ => true,
         });
+        if message.retain {
+            event.attributes.insert(0, (RETAINED_ATTRIBUTE.to_owned(), "true".to_owned()));
+        }
         event
     }
 }
@@ -197,6 +202,16 @@ mod tests {
         assert_eq!(event.content_type.as_deref(), Some("application/json"));
         assert_eq!(event.attributes, [property("site", "3")]);
         assert!(event.trace_parent.is_some());
+    }
+
+    #[test]
+    fn an_event_says_that_its_message_was_retained() {
+        let (triggers, taken) = triggers(vec![route("a/+", 1, "one")]);
+        triggers.on_message(message("a/1", 0), None);
+        triggers.on_message(Incoming { retain: true, ..message("a/1", 0) }, None);
+        let taken = taken.0.lock().unwrap();
+        assert!(taken[0].1.attributes.is_empty());
+        assert_eq!(taken[1].1.attributes, [(RETAINED_ATTRIBUTE.to_owned(), "true".to_owned())]);
     }
 
     #[test]

@@ -6,10 +6,13 @@
 //!   set back repeats no tick, unless by more than [`LOOK`], when times that come again count again.
 //! - Ticks never pile up: what fell into a time when the agent could not run is skipped, or with `missed = "once"` made up
 //!   for by one tick.
+//! - With `missed = "once"` a tick may be repeated after a power cut, never lost; and a gateway that starts before its clock is
+//!   set makes up for nothing that was done.
 //!
 //! # On disk
 //! For `missed = "once"` only: `schedules/FUNCTION.HASH` in the state folder holds the Unix time in milliseconds of the last
-//! tick that was settled. A power cut may cost the newest, so a tick may be repeated, never lost.
+//! tick that was settled, and a line break, by which it is known to be whole. A new file is on disk before it takes the place of
+//! the old one.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +28,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
+use super::last_tick::{Kept, file_name, read, write};
 use super::{Delivery, Submit};
 use crate::clock::Clock;
 use crate::config::ScheduleTrigger;
@@ -214,12 +218,6 @@ impl Schedules {
     }
 }
 
-fn file_name((function, trigger): &(FunctionName, ScheduleTrigger)) -> String {
-    let ScheduleTrigger { every, cron, time_zone, .. } = trigger;
-    let text = format!("{every:?} {cron:?} {time_zone:?}");
-    format!("{function}.{:08x}", crc32c::crc32c(text.as_bytes()))
-}
-
 struct Ticker {
     function: FunctionName,
     plan: Plan,
@@ -233,11 +231,17 @@ impl Ticker {
     async fn run(self) {
         let start_ms = self.clock.now_ms();
         let mut last_ms = start_ms;
+        let mut ahead_ms = None;
         if let Some(file) = &self.file {
             match read(file).await {
-                Some(kept_ms) if kept_ms <= start_ms => last_ms = kept_ms,
-                // A first start, or a clock that was ahead then.
-                _ => write(file, start_ms).await,
+                Kept::At(kept_ms) if kept_ms <= start_ms => last_ms = kept_ms,
+                // The clock was ahead then, or is not set yet now: that shows when it comes to that time.
+                Kept::At(kept_ms) => ahead_ms = Some(kept_ms),
+                Kept::Nothing => write(file, start_ms).await,
+                Kept::Damaged => {
+                    warn!(file = %file.display(), "the time of the last tick is not readable: one is made up for");
+                    self.tick(start_ms);
+                }
             }
             if let Some(due_ms) = self.plan.missed(last_ms, start_ms) {
                 self.tick(due_ms);
@@ -249,7 +253,7 @@ impl Ticker {
                 let wait = every.saturating_sub(Duration::from_millis(start_ms.saturating_sub(last_ms)));
                 self.run_every(*every, wait).await;
             }
-            Plan::Cron(..) => self.run_cron(start_ms).await,
+            Plan::Cron(..) => self.run_cron(start_ms, ahead_ms).await,
         }
     }
 
@@ -262,7 +266,8 @@ impl Ticker {
         }
     }
 
-    async fn run_cron(&self, start_ms: u64) {
+    /// Makes the ticks after `start_ms`; the one at `ahead_ms` was made before.
+    async fn run_cron(&self, start_ms: u64, mut ahead_ms: Option<u64>) {
         let (mut seen_ms, mut after_ms) = (start_ms, start_ms);
         while let Some(due_ms) = self.plan.next_after(after_ms) {
             loop {
@@ -273,6 +278,10 @@ impl Ticker {
                     break;
                 }
                 seen_ms = now_ms;
+                if let Some(done_ms) = ahead_ms.take_if(|ahead_ms| now_ms >= *ahead_ms) {
+                    after_ms = after_ms.max(done_ms);
+                    break;
+                }
                 if now_ms >= due_ms {
                     self.tick(due_ms);
                     after_ms = now_ms;
@@ -307,24 +316,6 @@ impl Ticker {
                 }
             });
         }
-    }
-}
-
-async fn read(file: &Path) -> Option<u64> {
-    tokio::fs::read_to_string(file).await.ok()?.trim().parse().ok()
-}
-
-async fn write(file: &Path, ms: u64) {
-    let write = async {
-        if let Some(folder) = file.parent() {
-            tokio::fs::create_dir_all(folder).await?;
-        }
-        let new = file.with_extension("new");
-        tokio::fs::write(&new, format!("{ms}\n")).await?;
-        tokio::fs::rename(&new, file).await
-    };
-    if let Err(error) = write.await {
-        warn!(file = %file.display(), %error, "the time of the last tick cannot be kept: a restart may repeat it");
     }
 }
 
@@ -481,6 +472,103 @@ mod tests {
             receipt.fail("killed");
             crashes.quiet().await;
         }
+    }
+
+    fn last_tick(folder: &Path) -> PathBuf {
+        let mut files = std::fs::read_dir(folder.join("schedules")).unwrap().map(|entry| entry.unwrap().path());
+        files.next().unwrap()
+    }
+
+    /// Waits longer than a schedule looks away from its clock. Time is paused, so it takes none.
+    async fn look(site: &mut Site) -> Option<u64> {
+        let (event, receipt) = tokio::time::timeout(LOOK * 3, site.events.recv()).await.ok()??;
+        receipt.keep();
+        serde_json::from_slice::<serde_json::Value>(&event.data).unwrap()["scheduled_ms"].as_u64()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_jumps_makes_neither_a_storm_nor_a_silence() {
+        let folder = tempfile::tempdir().unwrap();
+        let once = ScheduleTrigger { missed: Missed::Once, ..cron("0 0 * * * *", "UTC") };
+        let mut site = site(folder.path(), MIDNIGHT_MS + 1);
+        site.run(&once);
+        assert_eq!(look(&mut site).await, None);
+        // A year forward, with 8,760 ticks in it.
+        let later_ms = MIDNIGHT_MS + 365 * 24 * HOUR_MS;
+        site.clock.set(later_ms + 7);
+        assert!(look(&mut site).await.is_some());
+        assert_eq!(look(&mut site).await, None);
+        // And back: the next hour counts, not the one a year from now.
+        site.clock.set(MIDNIGHT_MS + HOUR_MS / 2);
+        assert_eq!(look(&mut site).await, None);
+        site.clock.set(MIDNIGHT_MS + HOUR_MS + 3);
+        assert_eq!(look(&mut site).await, Some(MIDNIGHT_MS + HOUR_MS));
+        assert_eq!(look(&mut site).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_under_a_clock_that_was_set_back_is_not_silent() {
+        let folder = tempfile::tempdir().unwrap();
+        let once = ScheduleTrigger { missed: Missed::Once, ..cron("0 0 * * * *", "UTC") };
+        std::fs::create_dir(folder.path().join("schedules")).unwrap();
+        let key = (FunctionName::parse("mean").unwrap(), once.clone());
+        let ahead_ms = MIDNIGHT_MS + 365 * 24 * HOUR_MS;
+        std::fs::write(folder.path().join("schedules").join(file_name(&key)), format!("{ahead_ms}\n")).unwrap();
+        let mut site = site(folder.path(), MIDNIGHT_MS + 1);
+        site.run(&once);
+        assert_eq!(look(&mut site).await, None);
+        site.clock.set(MIDNIGHT_MS + HOUR_MS);
+        assert_eq!(look(&mut site).await, Some(MIDNIGHT_MS + HOUR_MS));
+    }
+
+    /// A board without a battery begins in 1970, and learns the time after a while.
+    #[tokio::test(start_paused = true)]
+    async fn a_gateway_that_starts_before_its_clock_is_set_repeats_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let once = ScheduleTrigger { missed: Missed::Once, ..cron("0 0 * * * *", "UTC") };
+        let mut before = site(folder.path(), MIDNIGHT_MS - 1);
+        before.run(&once);
+        assert_eq!(look(&mut before).await, None);
+        before.clock.set(MIDNIGHT_MS + 1);
+        assert_eq!(look(&mut before).await, Some(MIDNIGHT_MS));
+        assert_eq!(look(&mut before).await, None);
+        before.schedules.stop();
+
+        let mut quick = site(folder.path(), 1_000);
+        quick.run(&once);
+        assert_eq!(look(&mut quick).await, None);
+        quick.clock.set(MIDNIGHT_MS + 60_000);
+        assert_eq!(look(&mut quick).await, None, "nothing was missed");
+        quick.schedules.stop();
+
+        let mut slow = site(folder.path(), 1_000);
+        slow.run(&once);
+        assert_eq!(look(&mut slow).await, None);
+        slow.clock.set(MIDNIGHT_MS + 3 * HOUR_MS + 60_000);
+        assert!(look(&mut slow).await.is_some());
+        assert_eq!(look(&mut slow).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_power_cut_that_costs_the_file_costs_no_tick() {
+        let folder = tempfile::tempdir().unwrap();
+        let once = ScheduleTrigger { missed: Missed::Once, ..cron("0 0 * * * *", "UTC") };
+        let mut first = site(folder.path(), MIDNIGHT_MS + 1);
+        first.run(&once);
+        assert_eq!(look(&mut first).await, None);
+        first.schedules.stop();
+        for torn in ["", "17747", "\0\0\0\0"] {
+            std::fs::write(last_tick(folder.path()), torn).unwrap();
+            let mut again = site(folder.path(), MIDNIGHT_MS + 5 * HOUR_MS);
+            again.run(&once);
+            assert!(look(&mut again).await.is_some(), "{torn:?}");
+            assert_eq!(look(&mut again).await, None);
+            again.schedules.stop();
+        }
+        // It was written anew, whole.
+        let mut last = site(folder.path(), MIDNIGHT_MS + 5 * HOUR_MS + 1);
+        last.run(&once);
+        assert_eq!(look(&mut last).await, None);
     }
 
     #[test]

@@ -1,16 +1,26 @@
 //! Sends the records of streams to where they are wanted, and lets go of them once they have arrived.
 //!
 //! # Promises
-//! - A record is acknowledged in the journal only after the broker's PUBACK, so a crash repeats records, never loses one.
-//! - Records of one stream are sent in order; after a refusal the stream goes on from the first that was refused.
-//! - While the broker is away nothing is lost and memory stays bounded: [`WINDOW_RECORDS`], [`WINDOW_BYTES`] per stream.
+//! - A record is acknowledged in the journal only after the other side has confirmed it, so a crash repeats records, never
+//!   loses one.
+//! - Records of one stream are sent in order; after a refusal the stream goes on from the first that was refused. With
+//!   `live-first` what comes on a new connection goes before what had to wait, each of the two in order.
+//! - Of the streams that share a link the one with the higher priority leaves first; a lower one is never starved.
+//! - While the other side is away nothing is lost and memory stays bounded: [`WINDOW_RECORDS`], [`WINDOW_BYTES`] per stream.
 //! - After a restart sending goes on behind the last record that was acknowledged.
 //! - A record that may have been sent before, or that was kept waiting by an outage or a restart, says `replayed`.
+//! - A record that the other side can never take becomes a dead letter, and does not hold up the others.
 //!
-//! Each is the name of a test here or in `tests/uplink.rs`.
+//! Each is the name of a test here, in `tests/uplink.rs` or in `tests/uplink_http.rs`.
 
 pub mod envelope;
-mod sender;
+mod feed;
+mod http;
+mod lane;
+mod mqtt;
+mod progress;
+mod rate;
+mod status;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,24 +29,37 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::sender::Sender;
+use self::http::HttpSender;
+use self::lane::Lane;
+use self::mqtt::MqttSender;
+use self::status::Board;
+pub use self::status::{UplinkState, UplinkStatus};
 use crate::broker::{self, Broker};
 use crate::clock::Clock;
-use crate::config::{StreamConfig, UplinkConfig};
+use crate::config::{StreamConfig, UplinkTo};
 use crate::invocation::Publish;
-use crate::journal::Journal;
-use crate::name::{BrokerName, GatewayName, StreamName};
+use crate::journal::{DEAD_LETTERS, Journal};
+use crate::name::{BrokerName, GatewayName, NameError, StreamName};
 use crate::receipt::Receipt;
 
-/// Records of one stream that may wait for their PUBACK.
-pub const WINDOW_RECORDS: usize = 1_000;
-/// Payload bytes of one stream that may wait for their PUBACK.
+/// Records that may wait for their PUBACK on one link: less than a broker's connection takes, so that what functions publish
+/// on it finds room.
+pub const WINDOW_RECORDS: usize = 900;
+/// Payload bytes of one stream that may wait for their confirmation.
 pub const WINDOW_BYTES: usize = 4 << 20;
-/// How long a stop waits for PUBACKs that are under way.
+/// Requests that may wait for their answer on one link.
+const WINDOW_REQUESTS: usize = 1;
+/// Records in a row that may become dead letters. When even more are refused it is not the records' fault, and they wait.
+const LETTERS_MAX: usize = 10;
+/// How long a stop waits for confirmations that are under way.
 const DRAIN: Duration = Duration::from_secs(2);
+/// First and longest wait after a refusal.
+const BACK_OFF: Duration = Duration::from_secs(1);
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// A broker, as the uplink sees it.
 pub trait Publisher: Send + Sync + 'static {
@@ -46,6 +69,9 @@ pub trait Publisher: Send + Sync + 'static {
 
     /// How the connection is.
     fn link(&self) -> Link;
+
+    /// Tells when that may have changed.
+    fn changes(&self) -> watch::Receiver<broker::Link>;
 }
 
 impl Publisher for Broker {
@@ -55,7 +81,11 @@ impl Publisher for Broker {
 
     fn link(&self) -> Link {
         let status = self.status();
-        Link { connected: status.link != broker::Link::Down, reconnects: status.reconnects, since_ms: status.since_ms }
+        Link { connected: status.link != broker::Link::Down, reconnects: status.reconnects }
+    }
+
+    fn changes(&self) -> watch::Receiver<broker::Link> {
+        self.link()
     }
 }
 
@@ -66,41 +96,53 @@ pub struct Link {
     pub connected: bool,
     /// How often it was lost and made again.
     pub reconnects: u64,
-    /// Unix time in milliseconds since when it is so.
-    pub since_ms: u64,
 }
 
 /// The brokers that streams may name.
 pub type Publishers = BTreeMap<BrokerName, Arc<dyn Publisher>>;
 
-/// How one stream's uplink is doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct UplinkStatus {
-    /// Records handed to the broker since the start, repeats included.
-    pub sent: u64,
-    /// Records that arrived since the start.
-    pub confirmed: u64,
-    /// Records that the broker refused since the start; each is sent again.
-    pub refused: u64,
-    /// Records that wait for their PUBACK.
-    pub in_flight: u64,
-    /// Why it waits before it tries again.
-    pub last_error: Option<String>,
+/// One stream that drains, for all who have to do with it.
+struct Stream {
+    journal: Arc<Journal>,
+    gateway: GatewayName,
+    name: StreamName,
+    dead_letters: StreamName,
+    config: StreamConfig,
+    clock: Clock,
+    board: Board,
+    cancel: CancellationToken,
 }
 
+impl Stream {
+    /// Says why it cannot go on: once per reason, not per try.
+    fn complain(&self, why: &str) {
+        if self.board.failed(why) {
+            tracing::warn!(stream = %self.name, why, "records cannot be sent, trying again");
+        }
+    }
+}
+
+/// Ends with this value.
 struct Task {
-    config: StreamConfig,
-    status: Arc<Mutex<UplinkStatus>>,
-    cancel: CancellationToken,
+    stream: Arc<Stream>,
     handle: JoinHandle<()>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.stream.cancel.cancel();
+    }
 }
 
 /// All streams that have an uplink, each with a task of its own.
 pub struct Uplink {
     journal: Arc<Journal>,
     gateway: GatewayName,
+    dead_letters: StreamName,
     clock: Clock,
     tasks: Mutex<BTreeMap<StreamName, Task>>,
+    /// What the streams of one link share, by its name.
+    lanes: Mutex<BTreeMap<String, Arc<Lane>>>,
 }
 
 impl fmt::Debug for Uplink {
@@ -111,22 +153,32 @@ impl fmt::Debug for Uplink {
 
 impl Uplink {
     /// Starts a task for each of `streams` that has an uplink.
+    ///
+    /// # Errors
+    /// Never: the name of the dead letters is a name.
     pub fn start(
         journal: Arc<Journal>,
         publishers: &Publishers,
         gateway: GatewayName,
         streams: &BTreeMap<StreamName, StreamConfig>,
         clock: Clock,
-    ) -> Self {
-        let uplink = Self { journal, gateway, clock, tasks: Mutex::default() };
-        let mut tasks = uplink.tasks();
+    ) -> Result<Self, NameError> {
+        let dead_letters = StreamName::parse(DEAD_LETTERS)?;
+        let (tasks, lanes) = (Mutex::default(), Mutex::default());
+        let uplink = Self { journal, gateway, dead_letters, clock, tasks, lanes };
+        uplink.start_missing(publishers, streams);
+        Ok(uplink)
+    }
+
+    fn start_missing(&self, publishers: &Publishers, streams: &BTreeMap<StreamName, StreamConfig>) {
+        let mut tasks = self.tasks();
         for (name, config) in streams {
-            if let Some(task) = uplink.task(publishers, name, config) {
+            if !tasks.contains_key(name)
+                && let Some(task) = self.task(publishers, name, config)
+            {
                 tasks.insert(name.clone(), task);
             }
         }
-        drop(tasks);
-        uplink
     }
 
     /// Follows a reload: tasks of streams that did not change go on untouched. `changed` names brokers that were made anew.
@@ -137,8 +189,8 @@ impl Uplink {
         changed: &[BrokerName],
     ) {
         let keeps = |name: &StreamName, task: &Task| {
-            let broker = task.config.uplink.as_ref().map(|uplink| &uplink.mqtt);
-            streams.get(name) == Some(&task.config) && broker.is_some_and(|broker| !changed.contains(broker))
+            let broker = task.stream.config.uplink.as_ref().and_then(|uplink| uplink.broker());
+            streams.get(name) == Some(&task.stream.config) && broker.is_none_or(|broker| !changed.contains(broker))
         };
         let stopped: Vec<Task> = {
             let mut tasks = self.tasks();
@@ -147,36 +199,42 @@ impl Uplink {
             names.iter().filter_map(|name| tasks.remove(name)).collect()
         };
         stop(stopped).await;
-        for (name, config) in streams {
-            let mut tasks = self.tasks();
-            if !tasks.contains_key(name)
-                && let Some(task) = self.task(publishers, name, config)
-            {
-                tasks.insert(name.clone(), task);
-            }
-        }
+        self.start_missing(publishers, streams);
     }
 
-    fn task(&self, publishers: &Publishers, stream: &StreamName, config: &StreamConfig) -> Option<Task> {
-        let uplink: &UplinkConfig = config.uplink.as_ref()?;
-        let Some(publisher) = publishers.get(&uplink.mqtt) else {
-            tracing::error!(stream = %stream, broker = %uplink.mqtt, "the uplink names a broker that is not in gateway.toml");
-            return None;
-        };
-        let status = Arc::new(Mutex::new(UplinkStatus::default()));
-        let cancel = CancellationToken::new();
-        let sender = Sender {
+    fn task(&self, publishers: &Publishers, name: &StreamName, config: &StreamConfig) -> Option<Task> {
+        let uplink = config.uplink.as_ref()?;
+        let stream = Arc::new(Stream {
             journal: Arc::clone(&self.journal),
-            publisher: Arc::clone(publisher),
             gateway: self.gateway.clone(),
-            stream: stream.clone(),
-            uplink: uplink.clone(),
-            batch: config.batch.clone(),
+            name: name.clone(),
+            dead_letters: self.dead_letters.clone(),
+            config: config.clone(),
             clock: self.clock.clone(),
-            status: Arc::clone(&status),
-            cancel: cancel.clone(),
+            board: Board::default(),
+            cancel: CancellationToken::new(),
+        });
+        let handle = match &uplink.to {
+            UplinkTo::Mqtt(mqtt) => {
+                let Some(publisher) = publishers.get(&mqtt.broker) else {
+                    tracing::error!(stream = %name, broker = %mqtt.broker, "the uplink names a broker that is not in gateway.toml");
+                    return None;
+                };
+                let lane = self.lane(format!("mqtt {}", mqtt.broker), WINDOW_RECORDS);
+                let (stream, publisher) = (Arc::clone(&stream), Arc::clone(publisher));
+                tokio::spawn(MqttSender { stream, mqtt: mqtt.clone(), publisher, lane }.run())
+            }
+            UplinkTo::Http(http) => {
+                let lane = self.lane(format!("http {}", http::server_of(&http.url)), WINDOW_REQUESTS);
+                tokio::spawn(HttpSender { stream: Arc::clone(&stream), http: http.clone(), lane }.run())
+            }
         };
-        Some(Task { config: config.clone(), status, cancel, handle: tokio::spawn(sender.run()) })
+        Some(Task { stream, handle })
+    }
+
+    fn lane(&self, link: String, places: usize) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(lanes.entry(link).or_insert_with(|| Lane::new(places)))
     }
 
     fn tasks(&self) -> MutexGuard<'_, BTreeMap<StreamName, Task>> {
@@ -184,12 +242,12 @@ impl Uplink {
     }
 
     /// How each stream's uplink is doing.
-    pub fn status(&self) -> Vec<(StreamName, UplinkStatus)> {
-        let status = |task: &Task| task.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.tasks().iter().map(|(name, task)| (name.clone(), status(task))).collect()
+    pub fn status(&self) -> BTreeMap<StreamName, UplinkStatus> {
+        let now = self.clock.instant();
+        self.tasks().iter().map(|(name, task)| (name.clone(), task.stream.board.status(now))).collect()
     }
 
-    /// Sends no more, waits a moment for PUBACKs that are under way, and returns. What is not confirmed stays.
+    /// Sends no more, waits a moment for confirmations that are under way, and returns. What is not confirmed stays.
     pub async fn stop(&self) {
         let tasks = std::mem::take(&mut *self.tasks());
         stop(tasks.into_values().collect()).await;
@@ -197,9 +255,9 @@ impl Uplink {
 }
 
 async fn stop(tasks: Vec<Task>) {
-    tasks.iter().for_each(|task| task.cancel.cancel());
-    for task in tasks {
-        if let Err(error) = task.handle.await {
+    tasks.iter().for_each(|task| task.stream.cancel.cancel());
+    for mut task in tasks {
+        if let Err(error) = (&mut task.handle).await {
             tracing::error!(%error, "an uplink's task failed");
         }
     }

@@ -173,13 +173,13 @@ fn itself_as_destination() {
 #[test]
 fn settings_of_a_later_version() {
     check_function(
-        r#"idempotency = { key = ["topic"] }
+        r#"event_shape = "payload"
 layers = []
 "#,
-        r#"DIR/gateway.toml:7:1: function[f].idempotency: `idempotency` is not available in this version
-  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `on_success`, `on_failure` or `trigger`
+        r#"DIR/gateway.toml:7:1: function[f].event_shape: `event_shape` is not available in this version
+  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `idempotency`, `order`, `on_success`, `on_failure` or `trigger`
 DIR/gateway.toml:8:1: function[f].layers: `layers` is not available in this version
-  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `on_success`, `on_failure` or `trigger`
+  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `idempotency`, `order`, `on_success`, `on_failure` or `trigger`
 "#,
     );
 }

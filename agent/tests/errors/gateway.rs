@@ -234,13 +234,53 @@ DIR/gateway.toml:3:35: stream.readings.uplink.topic: topic `site/{gateway}/{stea
 fn an_uplink_of_a_later_version() {
     check(
         r#"[stream.readings]
-uplink = { http = "https://example.com" }
-drain = "live-first"
+uplink = { cloud = true }
 "#,
-        r#"DIR/gateway.toml:3:12: stream.readings.uplink.http: `http` is not available in this version
-  hint: remove it; this version knows `mqtt`, `topic` or `payload`
-DIR/gateway.toml:4:1: stream.readings.drain: `drain` is not available in this version
-  hint: remove it; this version knows `max_bytes`, `max_age`, `priority`, `when_full`, `durability`, `uplink` or `batch`
+        r#"DIR/gateway.toml:3:12: stream.readings.uplink.cloud: `cloud` is not available in this version
+  hint: remove it; this version knows `mqtt`, `http` or `max_rate`
+"#,
+    );
+}
+
+#[test]
+fn an_uplink_to_a_server_that_cannot_be() {
+    check(
+        r#"[stream.a]
+uplink = { http = "mqtt://cloud" }
+[stream.b]
+uplink = { http = "http://cloud.example/{streams}", token_file = "secret", ca = "secret", max_rate = "0/s" }
+[stream.c]
+uplink = { http = "https://cloud.example", cert = "secret", max_rate = "64 KiB" }
+[stream.d]
+uplink = { http = "https://cloud.example", topic = "a" }
+[stream.e]
+uplink = { http = "https://cloud.example", mqtt = "cloud", topic = "a" }
+[stream.f]
+uplink = { max_rate = "100/s" }
+drain = "newest-first"
+"#,
+        r#"DIR/gateway.toml:3:19: stream.a.uplink.http: `mqtt://cloud` is not a URL of HTTP
+  hint: write `https://HOST/PATH`
+DIR/gateway.toml:5:19: stream.b.uplink.http: `http://cloud.example/{streams}` has a placeholder that is not known here
+  hint: write it without braces, or with `{gateway}` or `{stream}`
+DIR/gateway.toml:5:53: stream.b.uplink.token_file: the token would travel in the clear to `cloud.example`
+  hint: write `https://` in `http`
+DIR/gateway.toml:5:76: stream.b.uplink.ca: `ca` is for TLS, but the url is not `https://`
+  hint: write `https://` in `http`
+DIR/gateway.toml:5:102: stream.b.uplink.max_rate: nothing would ever leave
+  hint: write for example `max_rate = "64 KiB/s"`, or remove it
+DIR/gateway.toml:7:72: stream.c.uplink.max_rate: `64 KiB` is neither a size nor a number of records per second, such as `64 KiB/s` or `100/s`
+  hint: write for example `"64 KiB/s"`
+DIR/gateway.toml:9:44: stream.d.uplink.topic: unknown key `topic`
+  hint: known here: `mqtt`, `http`, `max_rate`, `token_file`, `ca`, `cert` or `key`
+DIR/gateway.toml:11:1: stream.e.uplink: it names both `mqtt` and `http`
+  hint: a stream has one uplink: keep one of the two
+DIR/gateway.toml:11:60: stream.e.uplink.topic: unknown key `topic`
+  hint: known here: `mqtt`, `http` or `max_rate`
+DIR/gateway.toml:13:1: stream.f.uplink: it names neither `mqtt` nor `http`
+  hint: add `mqtt = "cloud"` with its `topic`, or `http = "https://…"`
+DIR/gateway.toml:14:9: stream.f.drain: `newest-first` is not known here
+  hint: write `"in-order"` or `"live-first"`
 "#,
     );
 }

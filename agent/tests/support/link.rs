@@ -30,6 +30,7 @@ pub enum Cut {
 #[derive(Default)]
 struct State {
     down: bool,
+    stalled: bool,
     cut: Option<Cut>,
     /// Types of the packets that the client sent.
     sent: Vec<u8>,
@@ -87,6 +88,16 @@ impl CutLink {
         self.state.lock().unwrap().down = false;
     }
 
+    /// Lets nothing through, and says nothing of it.
+    pub fn stall(&self) {
+        self.state.lock().unwrap().stalled = true;
+    }
+
+    /// Lets connections through that are made from now on; those that were stalled stay so.
+    pub fn flow(&self) {
+        self.state.lock().unwrap().stalled = false;
+    }
+
     /// How many packets of a type the client has sent.
     pub fn sent(&self, kind: u8) -> usize {
         self.state.lock().unwrap().sent.iter().filter(|sent| **sent == kind).count()
@@ -135,6 +146,9 @@ async fn pump(
         packet.resize(start + len, 0);
         from.read_exact(&mut packet[start..]).await?;
         let kind = packet[0] >> 4;
+        if state.lock().unwrap().stalled {
+            return std::future::pending().await;
+        }
         let cut = {
             let mut state = state.lock().unwrap();
             if is_client {

@@ -5,6 +5,7 @@
 pub mod certificates;
 pub mod link;
 pub mod mosquitto;
+pub mod strict;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,8 @@ use tidegate::config::{BrokerUser, EmbeddedBrokerConfig, MqttConfig};
 use tidegate::invocation::Publish;
 use tidegate::limits::Limits;
 use tidegate::name::{BrokerName, GatewayName};
-use tidegate::receipt::Receipt;
+use tidegate::net::Net;
+use tidegate::receipt::{NotKept, Receipt};
 use tidegate::topic::TopicFilter;
 use tokio::sync::{Notify, oneshot};
 
@@ -117,7 +119,7 @@ pub fn connect(
 ) -> Result<Broker, tidegate::broker::BrokerError> {
     let name = BrokerName::parse(&format!("{name}-{}", config.version)).unwrap();
     let gateway = GatewayName::parse("test").unwrap();
-    Broker::connect(name, config, &gateway, state, limits, Clock::system())
+    Broker::connect(name, config, &gateway, state, limits, Clock::system(), Net::real())
 }
 
 pub fn message(topic: &str, qos: u8, data: impl Into<Bytes>) -> Publish {
@@ -133,10 +135,10 @@ pub fn message(topic: &str, qos: u8, data: impl Into<Bytes>) -> Publish {
 }
 
 /// The receipt of a publish.
-pub struct Published(oneshot::Receiver<Result<(), String>>);
+pub struct Published(oneshot::Receiver<Result<(), NotKept>>);
 
 impl Published {
-    pub async fn settled(self) -> Result<(), String> {
+    pub async fn settled(self) -> Result<(), NotKept> {
         tokio::time::timeout(PATIENCE, self.0).await.expect("the receipt never settled").unwrap()
     }
 

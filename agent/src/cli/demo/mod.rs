@@ -2,10 +2,11 @@
 //!
 //! Watches send recorded motion over MQTT, the agent's function windows it and asks the model, activities are appended to a
 //! stream, the uplink takes them to the cloud. On the way the uplink is cut and the agent is killed. The ledger then has to
-//! account for every sample and every record.
+//! account for every sample and every record. With `--torture` more goes wrong, and more often.
 
 mod ledger;
 pub mod link;
+mod mishap;
 mod recording;
 mod site;
 mod verdict;
@@ -20,6 +21,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use self::ledger::Ledger;
+use self::mishap::{Mishap, Plan};
 use self::recording::Recording;
 use self::site::Site;
 use self::verdict::Verdict;
@@ -31,6 +33,7 @@ use crate::config::MqttConfig;
 use crate::invocation::Publish;
 use crate::limits::Limits;
 use crate::name::{BrokerName, GatewayName};
+use crate::net::Net;
 use crate::receipt::Receipt;
 use crate::topic::TopicFilter;
 
@@ -43,15 +46,14 @@ pub struct DemoArgs {
     /// Samples per second of each watch; the recording was made at 10
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rate: u32,
+    /// One round in which the agent is killed again and again, its links are cut and flap, and its disk is full; ends by itself
+    #[arg(long)]
+    torture: bool,
     /// Print the verdict of each round as one JSON object, and nothing else
     #[arg(long)]
     json: bool,
 }
 
-/// Where in a round something happens, in parts of a hundred of its samples.
-const CUT_AT: usize = 25;
-const KILL_AT: usize = 45;
-const RESTORE_AT: usize = 70;
 /// How long the agent stays dead.
 const DEAD_FOR: Duration = Duration::from_millis(700);
 /// Longest a round may take to come to rest once everything was sent.
@@ -60,14 +62,17 @@ const DRAW_EVERY: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let clock = Clock::system();
+    let plan = if args.torture { mishap::TORTURE } else { mishap::USUAL };
     let mut view = View::new(clock.instant());
     let recording = Recording::load()?;
     let mut site = Site::build().await?;
     if !args.json {
+        let way =
+            if args.torture { mishap::account(plan) } else { "the uplink is cut, and the agent is killed".to_owned() };
         view.paragraph(&format!(
             "Four watches replay recorded motion over MQTT: {} samples, {} windows. A function asks a\n\
              model what each window shows and appends it to a stream, which an uplink takes to the cloud.\n\
-             On the way the uplink is cut, and the agent is killed.\n",
+             On the way {way}.\n",
             recording.samples.len(),
             recording.cases().len(),
         ));
@@ -86,19 +91,27 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let mut all_well = true;
     let mut earlier_runs = 0;
     for round in 0_u64.. {
-        let mut stage =
-            Stage { args, recording: &recording, ledger: &ledger, sensors: &sensors, clock: &clock, earlier_runs };
+        let mut stage = Stage {
+            args,
+            plan,
+            recording: &recording,
+            ledger: &ledger,
+            sensors: &sensors,
+            clock: &clock,
+            earlier_runs,
+            revival: None,
+        };
         stage.play(&mut site, &mut view, round).await?;
         let rested = stage.rest(&site, &mut view, round).await;
         earlier_runs = stage.earlier_runs;
-        let verdict = Verdict::of(&ledger, &expected, rested.committed, rested.runs, round + 1);
+        let verdict = Verdict::of(&ledger, &expected, &rested, plan, round + 1);
         all_well &= verdict.all_accounted_for();
         if args.json {
             view.paragraph(&serde_json::to_string(&verdict)?);
         } else {
             view.paragraph(&verdict.to_string());
         }
-        if args.once || !all_well {
+        if args.once || args.torture || !all_well {
             break;
         }
     }
@@ -118,7 +131,7 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<()> {
 fn connect(site: &Site, name: &str, address: SocketAddr, clock: &Clock) -> anyhow::Result<Broker> {
     let config = MqttConfig::to(format!("mqtt://{address}"));
     let (name, gateway) = (BrokerName::parse(name)?, GatewayName::parse("world")?);
-    Ok(Broker::connect(name, &config, &gateway, site.folder(), &Limits::default(), clock.clone())?)
+    Ok(Broker::connect(name, &config, &gateway, site.folder(), &Limits::default(), clock.clone(), Net::real())?)
 }
 
 /// Writes what arrives at the cloud into the ledger.
@@ -136,44 +149,34 @@ impl OnMessage for Arrivals {
 /// What one round of the demo needs.
 struct Stage<'a> {
     args: &'a DemoArgs,
+    plan: Plan,
     recording: &'a Recording,
     ledger: &'a Ledger,
     sensors: &'a Broker,
     clock: &'a Clock,
     /// Runs of the function in the agent's lives that are over.
     earlier_runs: u64,
+    /// When the agent that was killed is started again.
+    revival: Option<Instant>,
 }
 
 impl Stage<'_> {
-    /// Sends the recording at its pace; cuts the link and kills the agent on the way.
+    /// Sends the recording at its pace, while the plan's mishaps happen.
     async fn play(&mut self, site: &mut Site, view: &mut View, round: u64) -> anyhow::Result<()> {
         let samples = &self.recording.samples;
         let per_second = f64::from(self.args.rate) * f64::from(self.recording.devices());
         let started = self.clock.instant();
-        let mut revival: Option<Instant> = None;
         let mut next_draw = started;
+        let mut mishaps = self.plan.iter().peekable();
         for (n, sample) in samples.iter().enumerate() {
             let due = started + Duration::from_secs(n as u64).div_f64(per_second);
             tokio::time::sleep_until(due).await;
+            while let Some((_, mishap)) = mishaps.next_if(|(at, _)| n >= samples.len() * at / 100) {
+                self.happens(*mishap, site, view, round).await?;
+            }
             let now = self.clock.instant();
-            if n == samples.len() * CUT_AT / 100 {
-                site.link.cut();
-                self.say(view, "the uplink is cut");
-            }
-            if n == samples.len() * KILL_AT / 100 {
-                self.earlier_runs = self.standing(site, round).await.runs;
-                site.kill_agent().await?;
-                revival = Some(now + DEAD_FOR);
-                self.say(view, "the agent is killed with SIGKILL, in the middle of its work");
-            }
-            if revival.is_some_and(|at| now >= at) {
-                revival = None;
-                site.start_agent().await?;
-                self.say(view, "the agent runs again");
-            }
-            if n == samples.len() * RESTORE_AT / 100 {
-                site.link.restore();
-                self.say(view, "the uplink is back");
+            if self.revival.is_some_and(|at| now >= at) {
+                self.revive(site, view).await?;
             }
             self.send(sample, round).await;
             if now >= next_draw {
@@ -181,6 +184,38 @@ impl Stage<'_> {
                 self.draw(site, view, round).await;
             }
         }
+        if self.revival.is_some() {
+            self.revive(site, view).await?;
+        }
+        Ok(())
+    }
+
+    async fn happens(&mut self, mishap: Mishap, site: &mut Site, view: &mut View, round: u64) -> anyhow::Result<()> {
+        // Whatever befalls an agent befalls one that runs.
+        if self.revival.is_some() {
+            self.revive(site, view).await?;
+        }
+        match mishap {
+            Mishap::CutUplink => site.link.cut(),
+            Mishap::RestoreUplink => site.link.restore(),
+            Mishap::CutBroker => site.wire.cut(),
+            Mishap::RestoreBroker => site.wire.restore(),
+            Mishap::FillDisk => site.fill_disk()?,
+            Mishap::FreeDisk => site.free_disk()?,
+            Mishap::Kill => {
+                self.earlier_runs = self.standing(site, round).await.runs;
+                site.kill_agent().await?;
+                self.revival = Some(self.clock.instant() + DEAD_FOR);
+            }
+        }
+        self.say(view, &mishap.to_string());
+        Ok(())
+    }
+
+    async fn revive(&mut self, site: &mut Site, view: &mut View) -> anyhow::Result<()> {
+        self.revival = None;
+        site.start_agent().await?;
+        self.say(view, "the agent runs again");
         Ok(())
     }
 
@@ -220,7 +255,8 @@ impl Stage<'_> {
                 let all = |n: usize| n == standing.samples;
                 all(books.sent.len())
                     && all(books.handled.len())
-                    && standing.committed == Some(books.arrived.len() as u64)
+                    && standing.waiting == Some(0)
+                    && (mishap::fails_commits(self.plan) || standing.committed == Some(books.arrived.len() as u64))
             };
             if rested || self.clock.instant() > patience {
                 return standing;
@@ -242,6 +278,7 @@ impl Stage<'_> {
             committed: stream.map(|stream| stream.newest_sequence),
             waiting: stream.map(|stream| stream.records),
             link_up: site.link.is_up(),
+            disk_full: site.disk_is_full(),
             agent_up: status.is_some(),
         }
     }

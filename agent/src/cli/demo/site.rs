@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tokio::process::{Child, Command};
 
 use super::link::Link;
@@ -40,7 +41,11 @@ pub(super) struct Site {
     folder: tempfile::TempDir,
     pub(super) local: EmbeddedBroker,
     pub(super) cloud: EmbeddedBroker,
+    /// Between the agent and the cloud.
     pub(super) link: Link,
+    /// Between the agent and its local broker.
+    pub(super) wire: Link,
+    disk_full: bool,
     agent: Option<Child>,
 }
 
@@ -57,8 +62,8 @@ impl Site {
             EmbeddedBroker::start(&on_a_free_port(), &limits).await.context("could not start the local broker")?;
         let cloud =
             EmbeddedBroker::start(&on_a_free_port(), &limits).await.context("could not start the cloud's broker")?;
-        let link = Link::to(cloud.address()).await?;
-        let site = Self { folder, local, cloud, link, agent: None };
+        let (link, wire) = (Link::to(cloud.address()).await?, Link::to(local.address()).await?);
+        let site = Self { folder, local, cloud, link, wire, disk_full: false, agent: None };
         for (file, content) in EXAMPLE {
             site.write(&format!("motion/{file}"), content)?;
         }
@@ -104,8 +109,10 @@ tests = "motion/models/motion.tests.json"
 name = "motion"
 bundle = "motion"
 capabilities = ["model:motion", "stream:activities", "keyvalue"]
+# As long as it takes: what cannot be written now is not to be given up.
+retry = {{ attempts = 1000, max_age = "1h" }}
 "#,
-            local = self.local.address(),
+            local = self.wire.address(),
             link = self.link.address(),
         )
     }
@@ -126,16 +133,22 @@ capabilities = ["model:motion", "stream:activities", "keyvalue"]
 
     /// Starts the agent as a process of its own and waits until it hears what sensors publish.
     pub(super) async fn start_agent(&mut self) -> anyhow::Result<()> {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log())?;
-        let agent = Command::new(std::env::current_exe()?)
-            .args(["run", "--config"])
+        // A write over the limit of `fill_disk` is to fail, as on a full disk, instead of ending the process. And the log must
+        // get out all the same: through a pipe.
+        let mut agent = Command::new("/bin/sh")
+            .args(["-c", r#"trap '' XFSZ; exec "$0" run --config "$1""#])
+            .arg(std::env::current_exe()?)
             .arg(self.folder.path().join("gateway.toml"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .context("could not start the agent")?;
+        let mut log = tokio::fs::OpenOptions::new().create(true).append(true).open(self.log()).await?;
+        if let Some(mut said) = agent.stderr.take() {
+            tokio::spawn(async move { tokio::io::copy(&mut said, &mut log).await });
+        }
         self.agent = Some(agent);
         let ready = tokio::time::timeout(START_PATIENCE, async {
             loop {
@@ -174,6 +187,33 @@ capabilities = ["model:motion", "stream:activities", "keyvalue"]
         if let Some(mut agent) = self.agent.take() {
             agent.kill().await.context("could not kill the agent")?;
         }
+        self.disk_full = false;
+        Ok(())
+    }
+
+    /// From now on each write of the agent to a file fails, until [`Site::free_disk`]; no other process notices, and it needs no
+    /// rights.
+    pub(super) fn fill_disk(&mut self) -> anyhow::Result<()> {
+        self.limit_files(Some(0))
+    }
+
+    /// Lets it write again.
+    pub(super) fn free_disk(&mut self) -> anyhow::Result<()> {
+        self.limit_files(None)
+    }
+
+    pub(super) const fn disk_is_full(&self) -> bool {
+        self.disk_full
+    }
+
+    fn limit_files(&mut self, bytes: Option<u64>) -> anyhow::Result<()> {
+        let pid = self.agent.as_ref().and_then(Child::id).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid = pid.context("the agent does not run")?;
+        // The demo's own hard limit is the agent's too; only the soft one counts, and anyone may move that.
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        prlimit(Some(pid), Resource::Fsize, Rlimit { current: bytes.or(maximum), maximum })
+            .context("could not limit the agent's files")?;
+        self.disk_full = bytes.is_some();
         Ok(())
     }
 
@@ -186,7 +226,7 @@ capabilities = ["model:motion", "stream:activities", "keyvalue"]
     /// SIGTERM, and its exit status.
     pub(super) async fn stop_agent(&mut self) -> anyhow::Result<()> {
         let Some(mut agent) = self.agent.take() else { return Ok(()) };
-        if let Some(pid) = agent.id().and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)) {
+        if let Some(pid) = agent.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         }
         let status = tokio::time::timeout(Duration::from_secs(20), agent.wait()).await.context("it did not stop")??;

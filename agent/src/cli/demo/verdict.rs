@@ -10,7 +10,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::ledger::{Ledger, WindowId};
+use super::mishap::{Plan, fails_commits};
 use super::recording::{Recording, WINDOW};
+use super::view::Standing;
 use crate::config::{InferenceConfig, ModelConfig};
 use crate::inference::{Models, Tensor, TensorType};
 use crate::limits::Limits;
@@ -57,7 +59,10 @@ pub(super) struct Verdict {
     sent: usize,
     handled: usize,
     runs: u64,
+    /// Records that were committed, by the agent's own account.
     committed: Option<u64>,
+    /// Those of commits that failed: no record ever has them.
+    unused: u64,
     arrived: usize,
     arrived_again: u64,
     replayed: u64,
@@ -72,16 +77,22 @@ pub(super) struct Verdict {
 
 impl Verdict {
     /// Compares the books with what must be in them after `rounds` rounds.
-    pub(super) fn of(ledger: &Ledger, expected: &Expected, committed: Option<u64>, runs: u64, rounds: u64) -> Self {
+    pub(super) fn of(ledger: &Ledger, expected: &Expected, standing: &Standing, plan: Plan, rounds: u64) -> Self {
         let books = ledger.books();
         let mut problems = books.malformed.clone();
         let lost = books.unhandled();
         if let Some((device, seq)) = lost.first() {
             problems.push(format!("{} samples were never handled, the first is {device} {seq}", lost.len()));
         }
-        if committed != Some(books.arrived.len() as u64) {
-            let committed = committed.map_or_else(|| "unknown".to_owned(), |records| records.to_string());
-            problems.push(format!("records committed: {committed}, arrived: {}", books.arrived.len()));
+        let Standing { committed, waiting, runs, .. } = *standing;
+        let numbers = committed.unwrap_or_default();
+        let unused = numbers.saturating_sub(books.arrived.len() as u64);
+        let explained = unused == 0 || fails_commits(plan);
+        if waiting != Some(0) || numbers < books.arrived.len() as u64 || !explained {
+            let number = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
+            let (committed, waiting) = (number(committed), number(waiting));
+            problems
+                .push(format!("records committed: {committed}, arrived: {}, waiting: {waiting}", books.arrived.len()));
         }
         let (mut agree, mut right, mut right_in_process, mut windows) = (0, 0, 0, 0);
         for round in 0..rounds {
@@ -113,7 +124,8 @@ impl Verdict {
             sent: books.sent.len(),
             handled: books.handled.len(),
             runs,
-            committed,
+            committed: committed.map(|numbers| numbers - unused),
+            unused,
             arrived: books.arrived.len(),
             arrived_again: books.repeated_records(),
             replayed: books.replayed,
@@ -141,7 +153,11 @@ impl fmt::Display for Verdict {
             "  handled    {:>6}  samples, in {} runs of the function: a kill repeats some",
             self.handled, self.runs
         )?;
-        writeln!(f, "  committed  {committed:>6}  records on the gateway's disk")?;
+        let unused = match self.unused {
+            0 => String::new(),
+            unused => format!("; {unused} further numbers went to commits that the full disk refused"),
+        };
+        writeln!(f, "  committed  {committed:>6}  records on the gateway's disk{unused}")?;
         writeln!(
             f,
             "  arrived    {:>6}  records at the cloud, {} of them more than once, {} after an outage",

@@ -22,6 +22,7 @@ pub(super) struct Standing {
     /// Records that still wait for the link.
     pub(super) waiting: Option<u64>,
     pub(super) link_up: bool,
+    pub(super) disk_full: bool,
     pub(super) agent_up: bool,
 }
 
@@ -64,13 +65,14 @@ impl View {
         let waiting = standing.waiting.map_or_else(|| "?".to_owned(), |records| records.to_string());
         let agent = if standing.agent_up { "running" } else { "killed" };
         let link = if standing.link_up { "up" } else { "cut" };
+        let disk = if standing.disk_full { ", disk full" } else { "" };
         if !self.terminal {
             if now >= self.next_plain {
                 self.next_plain = now + PLAIN_EVERY;
                 self.say(
                     now,
                     &format!(
-                        "agent {agent}, uplink {link}: sent {sent}, handled {handled}, committed {committed}, arrived {arrived}"
+                        "agent {agent}, uplink {link}{disk}: sent {sent}, handled {handled}, committed {committed}, arrived {arrived}"
                     ),
                 );
             }
@@ -82,7 +84,7 @@ impl View {
         };
         let samples = standing.samples;
         let block = format!(
-            "  agent  {agent:<8} uplink  {link}\n  \
+            "  agent  {agent:<8} uplink  {link}{disk}\n  \
              sent      {sent:>6}  {}\n  \
              handled   {handled:>6}  {}\n  \
              committed {committed:>6}  records on disk, {waiting} waiting for the uplink\n  \

@@ -72,6 +72,17 @@ pub(crate) fn check_settings(
         let hint = "write 1 for no further attempt: the first one counts";
         document.refuse(&join(path, "retry.attempts"), "an event needs at least one attempt", hint);
     }
+    if let Some(idempotency) = &settings.idempotency {
+        let path = join(path, "idempotency");
+        if idempotency.key.is_empty() {
+            let hint = "write for example `key = [\"topic\", \"/seq\"]`";
+            document.refuse(&join(&path, "key"), "without a part, all events would be the same one", hint);
+        }
+        if idempotency.window.0.is_zero() || idempotency.window > limits.seen_window_max {
+            let what = format!("{} is not between 1ms and {}", idempotency.window, limits.seen_window_max);
+            document.refuse(&join(&path, "window"), what, "write for example `window = \"10m\"`");
+        }
+    }
     for name in settings.environment.keys() {
         check_variable(name, &format!("{path}.environment.{name}"), document);
     }

@@ -9,7 +9,9 @@ use std::path::Path;
 pub(crate) use self::function::{check_settings, check_specs, check_test, environment_bytes};
 use super::document::{Document, join};
 use super::read::{list, nearest};
-use super::{ApiListen, Config, EmbeddedBrokerConfig, MqttConfig, StreamConfig};
+use super::{
+    ApiListen, Config, EmbeddedBrokerConfig, HttpUplink, MqttConfig, Rate, StreamConfig, UplinkConfig, UplinkTo,
+};
 use crate::limits::Limits;
 use crate::name::BrokerName;
 use crate::topic::check_topic;
@@ -254,6 +256,13 @@ fn check_mqtt(broker: &MqttConfig, path: &str, document: &mut Document) {
         let what = format!("{} is not between 5s and 65535s", broker.keep_alive);
         document.refuse(&join(path, "keep_alive"), what, "write for example `keep_alive = \"30s\"`");
     }
+    if broker.max_qos > 2 {
+        let what = format!("there is no QoS {}", broker.max_qos);
+        document.refuse(&join(path, "max_qos"), what, "write 0, 1 or 2");
+    }
+    if broker.max_in_flight == Some(0) {
+        document.refuse(&join(path, "max_in_flight"), "nothing could be published at QoS 1 or 2", "write 1 or more");
+    }
 }
 
 /// Checks `HOST` or `HOST:PORT`.
@@ -360,8 +369,58 @@ fn check_stream_config(stream: &StreamConfig, path: &str, names: &Names, limits:
         document.refuse(&join(path, "batch.max_records"), "a batch needs at least one record", "write 1 or more");
     }
     if let Some(uplink) = &stream.uplink {
-        let path = join(path, "uplink");
-        check_broker(document, &join(&path, "mqtt"), Some(&uplink.mqtt), names);
-        check_template(document, &join(&path, "topic"), &uplink.topic, &["{gateway}", "{stream}"]);
+        check_uplink(uplink, &join(path, "uplink"), names, document);
+    }
+}
+
+fn check_uplink(uplink: &UplinkConfig, path: &str, names: &Names, document: &mut Document) {
+    const PLACEHOLDERS: &[&str] = &["{gateway}", "{stream}"];
+    if let Some(Rate::Bytes(0) | Rate::Records(0)) = uplink.max_rate {
+        let hint = "write for example `max_rate = \"64 KiB/s\"`, or remove it";
+        document.refuse(&join(path, "max_rate"), "nothing would ever leave", hint);
+    }
+    match &uplink.to {
+        UplinkTo::Mqtt(mqtt) => {
+            check_broker(document, &join(path, "mqtt"), Some(&mqtt.broker), names);
+            check_template(document, &join(path, "topic"), &mqtt.topic, PLACEHOLDERS);
+        }
+        UplinkTo::Http(http) => check_http_uplink(http, path, document),
+    }
+}
+
+fn check_http_uplink(http: &HttpUplink, path: &str, document: &mut Document) {
+    let url = join(path, "http");
+    let example = "write `https://HOST/PATH`";
+    let (tls, rest) = match http.url.split_once("://") {
+        Some((scheme @ ("http" | "https"), rest)) => (scheme == "https", rest),
+        _ => return document.refuse(&url, format!("`{}` is not a URL of HTTP", http.url), example),
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.contains('@') {
+        let hint = "write `token_file` instead: a config file is no place for passwords";
+        document.refuse(&url, "the url has a user name in it", hint);
+    } else if let Err(what) = check_authority(authority) {
+        document.refuse(&url, format!("`{}` {what}", http.url), example);
+    }
+    let filled = http.url.replace("{gateway}", "x").replace("{stream}", "x");
+    if filled.contains(['{', '}']) {
+        let hint = "write it without braces, or with `{gateway}` or `{stream}`";
+        document.refuse(&url, format!("`{}` has a placeholder that is not known here", http.url), hint);
+    }
+    let files = [("ca", &http.ca), ("cert", &http.cert), ("key", &http.key), ("token_file", &http.token_file)];
+    for (key, file) in files {
+        let path = join(path, key);
+        check_file(document, &path, file.as_deref());
+        if file.is_some() && !tls && key != "token_file" {
+            let what = format!("`{key}` is for TLS, but the url is not `https://`");
+            document.refuse_key(&path, what, "write `https://` in `http`");
+        }
+    }
+    check_pair(document, path, http.cert.is_some(), http.key.is_some());
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if http.token_file.is_some() && !tls && !loopback {
+        let what = format!("the token would travel in the clear to `{host}`");
+        document.refuse_key(&join(path, "token_file"), what, "write `https://` in `http`");
     }
 }

@@ -1,5 +1,6 @@
 //! `wasi:keyvalue`: what a function remembers from one event to the next. Writes are held back with the other effects; reads see
-//! the invocation's own writes, then what is committed in the journal.
+//! the invocation's own writes, then the journal. What was read there is remembered with its version: the commit refuses when it
+//! has changed since, and the handler runs again. So nothing is locked, and `increment` is exact over all instances.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +9,7 @@ use wasmtime::component::{HasSelf, Linker, Resource};
 
 use super::state::HostState;
 use super::world::key_values::wasi::keyvalue::{atomics, batch, store};
-use crate::invocation::KeyValueWrite;
+use crate::invocation::{KeyRead, KeyValueWrite};
 use crate::units::ByteSize;
 
 /// Most keys in one answer of `list-keys`; the rest follows by its cursor.
@@ -32,13 +33,29 @@ impl HostState {
         Ok(self.table.get(bucket)?.0.clone())
     }
 
-    fn value(&self, bucket: &str, key: &str) -> Result<Option<Bytes>, store::Error> {
+    fn value(&mut self, bucket: &str, key: &str) -> Result<Option<Bytes>, store::Error> {
         let written =
             self.call.effects.key_values.iter().rev().find(|write| write.bucket == bucket && write.key == key);
-        match written {
-            Some(write) => Ok(write.value.clone()),
-            None => self.journal().key_value_get(&self.spec.name, bucket, key).map_err(|error| failed(&error)),
+        if let Some(write) = written {
+            return Ok(write.value.clone());
         }
+        let found = self.journal().key_value_get(&self.spec.name, bucket, key).map_err(|error| failed(&error))?;
+        self.remember(bucket, Some(key), found.version)?;
+        Ok(found.value)
+    }
+
+    /// Notes what was read. The first read counts: when a later one sees another version, the handler has worked with two
+    /// states that never were at the same time.
+    fn remember(&mut self, bucket: &str, key: Option<&str>, version: u64) -> Result<(), store::Error> {
+        let max = self.limits().key_value_reads_max;
+        let read = KeyRead { bucket: bucket.to_owned(), key: key.map(str::to_owned) };
+        let reads = &mut self.call.effects.reads;
+        if reads.len() >= max && !reads.contains_key(&read) {
+            let why = format!("one invocation may read `key_value_reads_max` = {max} keys");
+            return Err(store::Error::Other(self.refuse(why)));
+        }
+        reads.entry(read).or_insert(version);
+        Ok(())
     }
 
     fn write(&mut self, bucket: &str, key: String, value: Option<Bytes>) -> Result<(), store::Error> {
@@ -60,8 +77,10 @@ impl HostState {
         Ok(())
     }
 
-    fn keys(&self, bucket: &str, cursor: Option<u64>) -> Result<store::KeyResponse, store::Error> {
-        let committed = self.journal().key_value_keys(&self.spec.name, bucket).map_err(|error| failed(&error))?;
+    fn keys(&mut self, bucket: &str, cursor: Option<u64>) -> Result<store::KeyResponse, store::Error> {
+        let found = self.journal().key_value_keys(&self.spec.name, bucket).map_err(|error| failed(&error))?;
+        let (version, committed) = found;
+        self.remember(bucket, None, version)?;
         let mut keys: BTreeSet<String> = committed.into_iter().collect();
         for write in self.call.effects.key_values.iter().filter(|write| write.bucket == bucket) {
             if write.value.is_some() {

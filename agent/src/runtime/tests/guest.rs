@@ -70,7 +70,7 @@ const PRELUDE: &str = r#"
 "#;
 
 /// A component whose handler is `body`, with `texts` in its memory from 2048 on.
-pub(super) fn component(body: &str, texts: &str) -> Vec<u8> {
+pub(crate) fn component(body: &str, texts: &str) -> Vec<u8> {
     module(&format!(
         r#"(module $guest {PRELUDE}
             (data (i32.const 2048) "{texts}")
@@ -79,7 +79,7 @@ pub(super) fn component(body: &str, texts: &str) -> Vec<u8> {
 }
 
 /// A component around a core module of WAT.
-pub(super) fn module(wat: &str) -> Vec<u8> {
+pub(crate) fn module(wat: &str) -> Vec<u8> {
     let mut resolve = Resolve::default();
     resolve.push_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../functions/wit")).unwrap();
     let package = resolve.push_str("guest.wit", WORLD).unwrap();

@@ -114,7 +114,7 @@ async fn configuration_is_read_by_key() {
 
 #[test]
 fn a_function_that_computes_does_not_hold_up_another_on_the_same_thread() {
-    let site = Site::with(|config, _| config.threads = Some(1));
+    let site = Site::with(|config, _| config.threads = Threads::Own(1));
     let threads = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     threads.block_on(async {
         let greedy = guest::component("(loop (br 0)) unreachable", "");

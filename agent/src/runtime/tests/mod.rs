@@ -1,6 +1,6 @@
 //! The runtime as the dispatcher uses it, on guests written in WAT.
 
-mod guest;
+pub(crate) mod guest;
 mod limits;
 mod outcomes;
 
@@ -42,7 +42,8 @@ impl Site {
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut limits = Limits::default();
-        let mut config = RuntimeConfig { cache_dir: Some(dir.path().join("code")), instances_max: 8, threads: None };
+        let mut config =
+            RuntimeConfig { cache_dir: Some(dir.path().join("code")), instances_max: 8, threads: Threads::PerCore };
         change(&mut config, &mut limits);
         let limits = Arc::new(limits);
         let clock = Clock::system();
@@ -65,6 +66,8 @@ impl Site {
         std::fs::write(&file, component).unwrap();
         let capabilities = ["mqtt:publish:results/#", "stream:readings", "stream:missing", "keyvalue"];
         let mut spec = FunctionSpec {
+            idempotency: None,
+            order: crate::config::function::Order::None,
             name: FunctionName::parse("guest").unwrap(),
             version: Arc::from("1.0.0"),
             component: file,
