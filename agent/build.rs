@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
-    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions/sdk/rust").canonicalize()?;
+    let package = env::var_os("CARGO_MANIFEST_DIR").ok_or_else(|| io::Error::other("cargo sets CARGO_MANIFEST_DIR"))?;
+    let sdk = Path::new(&package).join("../functions/sdk/rust").canonicalize()?;
     let mut source = String::new();
     for (name, folder) in [("RUST_TEMPLATE", sdk.join("template")), ("RUST_SDK", sdk)] {
         println!("cargo::rerun-if-changed={}", folder.display());

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use crate::capability::Capabilities;
 use crate::config::function::{DestinationConfig, IdempotencyConfig, Isolation, Order, RetryConfig, TriggerConfig};
-use crate::name::FunctionName;
+use crate::name::{FunctionName, SourceName};
+use crate::store::layers::View;
 use crate::units::{ByteSize, Span};
 
 /// Everything that decides how a function runs. Two equal specs need no restart.
@@ -22,6 +23,10 @@ pub struct FunctionSpec {
     pub digest: Arc<str>,
     /// Folder of the bundle, mounted read-only at `/var/task`.
     pub root: PathBuf,
+    /// Its layers over each other, mounted read-only at `/opt`.
+    pub layers: Option<Arc<View>>,
+    /// Folders of sources that it may read, mounted read-only at `/mnt/NAME`.
+    pub folders: BTreeMap<SourceName, PathBuf>,
     /// Longest a handler may run.
     pub timeout: Span,
     /// Linear memory of one instance.

@@ -8,11 +8,11 @@ pub mod agent;
 pub mod api;
 pub mod broker;
 pub mod buffer;
-pub mod capability;
 pub mod cli;
 pub mod clock;
 pub mod componentize;
 pub mod config;
+pub mod deployment;
 pub mod dispatch;
 pub mod event;
 pub mod function;
@@ -22,7 +22,6 @@ pub mod invocation;
 pub mod journal;
 pub mod limits;
 pub mod metrics;
-pub mod name;
 pub mod net;
 #[doc(hidden)]
 pub mod parsers;
@@ -31,8 +30,11 @@ pub mod runtime;
 pub mod store;
 pub mod telemetry;
 pub mod templates;
+mod throwaway;
 pub mod tls;
-pub mod topic;
 pub mod trigger;
 pub mod units;
 pub mod uplink;
+
+// The words that the agent shares with the control plane.
+pub use sync_protocol::{capability, name, topic};

@@ -41,6 +41,12 @@ pub struct Limits {
     pub seen_keys_max: usize,
     /// Longest `idempotency.window`.
     pub seen_window_max: Span,
+    /// Payloads of one source that functions have not got rid of. Then it waits.
+    pub source_bytes_max: ByteSize,
+    /// Longest line of a program or a file.
+    pub source_line_bytes_max: ByteSize,
+    /// Files that are known of one folder: about 10 MB of memory, as much on disk. Those beyond are not handled until others go.
+    pub source_files_max: usize,
     /// Largest event: a quarter of MQTT's packet maximum would still fill a small board.
     pub event_bytes_max: ByteSize,
     /// Largest value that a handler returns: Lambda's 6 MB would be four of these.
@@ -57,8 +63,12 @@ pub struct Limits {
     pub component_bytes_max: ByteSize,
     /// All files of a bundle, unpacked: a component, and a language's sources beside it.
     pub bundle_bytes_max: ByteSize,
-    /// Files and folders in a bundle.
+    /// Files and folders in a bundle, and in the layers of one function.
     pub bundle_entries_max: usize,
+    /// Layers of one function: Lambda's 5.
+    pub layers_max: usize,
+    /// All files of the layers of one function, unpacked.
+    pub layers_bytes_max: ByteSize,
     /// Largest model file.
     pub model_bytes_max: ByteSize,
     /// Key-value: longest key or bucket name.
@@ -114,6 +124,11 @@ pub struct Limits {
     pub api_connections_max: usize,
     /// How long a caller may take to send a request.
     pub api_request_max: Span,
+    /// Line, headers and what is buffered of a body of one request.
+    pub api_head_bytes_max: usize,
+    /// Requests to the URLs of one function at the same time: half of the connections, so that one that is slow leaves some to the
+    /// others.
+    pub url_calls_max: usize,
     /// Events in one batch of `POST /v1/events`.
     pub api_batch_events_max: usize,
 }
@@ -136,6 +151,9 @@ impl Default for Limits {
             parked_bytes_max: ByteSize::mib(64),
             seen_keys_max: 100_000,
             seen_window_max: Span::from_secs(30 * 86_400),
+            source_bytes_max: ByteSize::mib(1),
+            source_line_bytes_max: ByteSize(64 << 10),
+            source_files_max: 100_000,
             event_bytes_max: ByteSize::mib(1),
             output_bytes_max: ByteSize::mib(1),
             effects_bytes_max: ByteSize::mib(4),
@@ -145,6 +163,8 @@ impl Default for Limits {
             component_bytes_max: ByteSize::mib(128),
             bundle_bytes_max: ByteSize::mib(256),
             bundle_entries_max: 20_000,
+            layers_max: 5,
+            layers_bytes_max: ByteSize::mib(256),
             model_bytes_max: ByteSize::mib(512),
             key_bytes_max: ByteSize(1 << 10),
             tensor_bytes_max: ByteSize::mib(32),
@@ -171,6 +191,8 @@ impl Default for Limits {
             trace_invocations_max: 1_024,
             api_connections_max: 64,
             api_request_max: Span::from_secs(30),
+            api_head_bytes_max: 64 << 10,
+            url_calls_max: 32,
             api_batch_events_max: 1_000,
         }
     }

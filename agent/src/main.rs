@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use tidegate::agent::bound_heap;
 use tidegate::cli::{self, Args};
 use tidegate::runtime::BLOCKING_KEEP_ALIVE;
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
+    bound_heap();
     let mut network = tokio::runtime::Builder::new_multi_thread();
     // Half of the cores: functions run on threads of their own, and compute more than the network does.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

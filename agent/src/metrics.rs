@@ -17,7 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-pub use self::histogram::Histogram;
+pub use self::histogram::{Histogram, HistogramCounts};
 pub use self::scrape::Scrape;
 use crate::clock::Clock;
 use crate::invocation::{Outcome, Timings};
@@ -25,6 +25,11 @@ use crate::name::FunctionName;
 
 /// Media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Memory of this process that is in RAM, shared pages counted whole; `None` where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    process::resident_bytes()
+}
 
 /// Every metric of one agent. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -101,7 +106,7 @@ impl prometheus_client::collector::Collector for Collector {
     }
 }
 
-/// Why an event was not taken into a function's queue. Only QoS 0 and other at-most-once events are lost by it.
+/// Why an event was not taken into a function's queue, or left it again. Only QoS 0 and other at-most-once events are lost by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
     /// The function's queue was at its bound of events or bytes.
@@ -112,10 +117,12 @@ pub enum Dropped {
     TooLarge,
     /// The agent was draining, or the function was being removed.
     Stopping,
+    /// Whoever had waited for the answer was gone before it began.
+    CallerGone,
 }
 
 impl Dropped {
-    const LABELS: [&str; 4] = ["queue-full", "hop-limit", "too-large", "stopping"];
+    const LABELS: [&str; 5] = ["queue-full", "hop-limit", "too-large", "stopping", "caller-gone"];
 
     /// One word for metrics and logs.
     pub const fn label(self) -> &'static str {
@@ -140,6 +147,9 @@ const fn outcome_index(outcome: &Outcome) -> usize {
         Outcome::Unavailable(_) => 8,
     }
 }
+
+/// Classes of status codes.
+const URL_RESPONSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 /// One function's numbers.
 #[derive(Debug, Default)]
@@ -169,6 +179,7 @@ pub struct FunctionMetrics {
     /// From the handler's end until its effects were safe.
     pub commit: Histogram,
     dropped: [Counter; Dropped::LABELS.len()],
+    url_responses: [Counter; URL_RESPONSES.len()],
     invocations: [Counter; OUTCOMES.len()],
 }
 
@@ -185,6 +196,13 @@ impl FunctionMetrics {
             self.cold_starts.inc();
         }
         self.handler.observe(timings.handler);
+    }
+
+    /// Counts the answer to a request to one of its URLs.
+    pub fn url_answered(&self, status: u16) {
+        if let Some(counter) = self.url_responses.get(usize::from(status / 100).wrapping_sub(2)) {
+            counter.inc();
+        }
     }
 
     /// How many invocations ended with each [label](Outcome::label).
@@ -214,13 +232,20 @@ impl Functions {
         )?;
         scrape.counters(
             "tidegate_function_events_dropped",
-            "Events not taken into the function's queue",
+            "Events not taken into the function's queue, or not run",
             functions.iter().flat_map(|(name, f)| by_label("reason", name, &Dropped::LABELS, &f.dropped)),
         )?;
         scrape.counters(
             "tidegate_function_invocations",
             "Runs of the handler, by how they ended",
             functions.iter().flat_map(|(name, f)| by_label("outcome", name, &OUTCOMES, &f.invocations)),
+        )?;
+        // Most functions have no URL: they are left out.
+        let called = functions.iter().filter(|(_, f)| f.url_responses.iter().any(|counter| counter.get() > 0));
+        scrape.counters(
+            "tidegate_function_url_responses",
+            "Answers to requests to the function's URLs",
+            called.flat_map(|(name, f)| by_label("status", name, &URL_RESPONSES, &f.url_responses)),
         )?;
         scrape.counters("tidegate_function_retries", "Further attempts", counter(|f| &f.retries))?;
         scrape.counters(

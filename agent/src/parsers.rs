@@ -15,15 +15,17 @@ use crate::capability::Capability;
 use crate::clock::Clock;
 use crate::config::function::{Missed, ScheduleTrigger};
 use crate::config::{Config, Document, Environment, read_manifest};
+use crate::deployment;
 use crate::dispatch;
 use crate::event::Event;
 use crate::inference;
-use crate::journal::{Journal, JournalConfig, JournalError};
+use crate::journal::{self, Journal, JournalConfig, JournalError};
 use crate::limits::Limits;
 use crate::name::{FunctionName, StreamName};
 use crate::store::Bundle;
 use crate::telemetry::TraceParent;
 use crate::topic::{TopicFilter, check_topic};
+use crate::trigger::http::{self, EventShape, PathTemplate};
 use crate::trigger::schedule::Schedule;
 use crate::units::{ByteSize, Span};
 
@@ -41,6 +43,7 @@ pub const PARSERS: &[Parser] = &[
     Parser { name: "mqtt-3", run: |bytes| broker::packet::check(3, bytes) },
     Parser { name: "mqtt-5", run: |bytes| broker::packet::check(5, bytes) },
     Parser { name: "mqtt-session", run: broker::subscriptions::check },
+    Parser { name: "journal-log", run: journal::check_log },
     Parser { name: "journal-frame", run: journal_frame },
     Parser { name: "journal-scan", run: journal_scan },
     Parser { name: "journal-folder", run: journal_folder },
@@ -52,11 +55,17 @@ pub const PARSERS: &[Parser] = &[
     Parser { name: "bundle-tar", run: bundle_tar },
     Parser { name: "cloudevent", run: cloudevent },
     Parser { name: "cloudevent-request", run: cloudevent_request },
+    Parser { name: "url-path", run: url_path },
+    Parser { name: "url-answer", run: url_answer },
     Parser { name: "onnx", run: inference::check_model },
     Parser { name: "model-tests", run: inference::check_tests },
     Parser { name: "topic", run: topic },
     Parser { name: "words", run: words },
     Parser { name: "cron", run: cron },
+    Parser { name: "deployment-tar", run: deployment_tar },
+    Parser { name: "envelope", run: sync_protocol::parsers::envelope },
+    Parser { name: "desired-answer", run: sync_protocol::parsers::desired_answer },
+    Parser { name: "sync-words", run: sync_protocol::parsers::words },
 ];
 
 /// The parser of this name.
@@ -77,6 +86,25 @@ fn journal_frame(bytes: &[u8]) {
             assert!(taken <= value.len(), "{taken} of {} bytes", value.len());
             let again = Bytes::from(record::encode(revision, &frame));
             assert_eq!(record::decode(&again), Ok((revision, frame, again.len())));
+        }
+    }
+}
+
+/// A line that is the path of a function URL reads back as it was written, and no request for the next line makes a parameter of nothing.
+fn url_path(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let (template, path) = text.split_once('\n').unwrap_or((&text, ""));
+    let Ok(template) = PathTemplate::parse(template) else { return };
+    assert_eq!(PathTemplate::parse(&template.to_string()), Ok(template.clone()));
+    let parameters = template.parameters(path).unwrap_or_default();
+    assert!(parameters.iter().all(|(_, value)| !value.is_empty()), "{template}: {parameters:?}");
+}
+
+/// What a function returns is an answer with a status that may be sent, or refused.
+fn url_answer(bytes: &[u8]) {
+    for shape in [EventShape::Native, EventShape::ApigwV1, EventShape::ApigwV2] {
+        if let Ok(answer) = http::answer(shape, Bytes::copy_from_slice(bytes)) {
+            assert!((200..600).contains(&answer.status), "{answer:?}");
         }
     }
 }
@@ -187,6 +215,13 @@ fn size_of(path: &Path) -> u64 {
 fn bundle_tar(bytes: &[u8]) {
     if let Ok(archive) = zstd::encode_all(bytes, 1) {
         bundle(&archive);
+    }
+}
+
+/// As it comes on a stick.
+fn deployment_tar(bytes: &[u8]) {
+    if let Ok(folder) = scratch() {
+        deployment::check_file(bytes, folder.path());
     }
 }
 

@@ -17,12 +17,25 @@ pub enum NotKept {
     /// It goes as badly each time: the broker does not take such a message. Trying again would hold up the others for ever.
     #[error("{0}")]
     ForGood(String),
+    /// It goes as badly each time, until somebody changes what the broker allows: the message is as good as any.
+    #[error("{0}")]
+    NotAllowed(String),
 }
 
 impl NotKept {
-    /// Whether trying again is of no use.
+    /// Whether trying again soon is of no use.
     pub fn is_for_good(&self) -> bool {
-        matches!(self, Self::ForGood(_))
+        matches!(self, Self::ForGood(_) | Self::NotAllowed(_))
+    }
+
+    /// The same, told in other words.
+    #[must_use]
+    pub fn told(self, tell: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::NotNow(why) => Self::NotNow(tell(why)),
+            Self::ForGood(why) => Self::ForGood(tell(why)),
+            Self::NotAllowed(why) => Self::NotAllowed(tell(why)),
+        }
     }
 }
 

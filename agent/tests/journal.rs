@@ -30,7 +30,16 @@ fn mean() -> FunctionName {
 
 fn open_with(dir: &Path, stream: StreamConfig, clock: Clock) -> Result<Journal, JournalError> {
     let streams = BTreeMap::from([(readings(), stream)]);
-    Journal::open(dir, JournalConfig { streams, limits: Arc::new(Limits::default()) }, clock)
+    let config = JournalConfig { streams, limits: Arc::new(Limits::default()) };
+    let open = || Journal::open(dir, config.clone(), clock.clone());
+    // A child process that another test is just starting holds all locks for a moment.
+    for _ in 0..250 {
+        match open() {
+            Err(JournalError::Locked(_)) => std::thread::sleep(Duration::from_millis(20)),
+            opened => return opened,
+        }
+    }
+    open()
 }
 
 fn open(dir: &Path) -> Journal {

@@ -4,14 +4,15 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use support::certificates::Authority;
 use support::{Heard, PATIENCE, Peer, a_while, config, embedded, eventually, message};
 use tidegate::broker::embedded::{EmbeddedBroker, Intake};
-use tidegate::broker::{Link, OnMessage};
+use tidegate::broker::{Link, OnMessage, Subscription};
 use tidegate::clock::Clock;
 use tidegate::config::MqttConfig;
 use tidegate::invocation::Publish;
@@ -78,6 +79,44 @@ async fn what_was_not_acknowledged_comes_again() {
         assert_eq!(heard.payloads(15).await, (5..20).map(|i| i.to_string()).collect::<Vec<_>>());
         again.broker.disconnect(PATIENCE).await;
     }
+    broker.stop().await;
+}
+
+/// A gateway that comes and goes, mostly before it was handed what waited for it, still gets all that its broker has confirmed.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_between_connections_that_end_at_once() {
+    let broker = start(ANYONE).await;
+    for (version, qos) in [(5, 1), (5, 2), (3, 1), (3, 2)] {
+        let config = config(&url(&broker), version);
+        let gateway = Peer::connect("gateway", &config);
+        let heard = gateway.hear(&[("a", qos)], true).await;
+        let mut state = gateway.crash().await;
+        let device = Peer::connect("device", &config);
+        let mut published = Vec::new();
+        for life in 0..40 {
+            let gateway = Peer::in_state("gateway", &config, &Limits::default(), state);
+            let filter = Subscription { filter: TopicFilter::parse("a").unwrap(), qos };
+            gateway.broker.subscribe(vec![filter], Arc::clone(&heard) as Arc<dyn OnMessage>);
+            for i in 0..25 {
+                published.push(device.publish("a", qos, format!("{life} {i}")).await);
+            }
+            tokio::time::sleep(Duration::from_millis(life % 8)).await;
+            // Without a word, and the next connection comes while this one is still open for the broker.
+            state = Arc::clone(&gateway.state);
+        }
+        let _last = {
+            let gateway = Peer::in_state("gateway", &config, &Limits::default(), state);
+            gateway.subscribe(&[("a", qos)], Arc::clone(&heard) as Arc<dyn OnMessage>).await;
+            gateway
+        };
+        for (n, published) in published.into_iter().enumerate() {
+            published.settled().await.unwrap_or_else(|why| panic!("the broker did not confirm {n}: {why}"));
+        }
+        let arrived = || heard.messages().into_iter().map(|message| message.payload).collect::<HashSet<_>>().len();
+        eventually("all have arrived", || arrived() == 1000).await;
+        device.broker.disconnect(PATIENCE).await;
+    }
+    assert_eq!(broker.dropped(), 0);
     broker.stop().await;
 }
 

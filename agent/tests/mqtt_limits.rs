@@ -144,6 +144,28 @@ async fn a_message_that_overlapping_filters_match_is_heard_once() {
     }
 }
 
+/// A filter that comes later is told what the broker retains, though another one has heard it; filters that come together hear
+/// it once.
+#[tokio::test]
+async fn a_new_filter_hears_what_is_retained_though_an_older_one_has() {
+    let broker = Mosquitto::forgetful().await.unwrap();
+    let device = Peer::connect("device", &config(&broker.url(), 5));
+    let retained = Publish { retain: true, ..message("a/b", 1, "kept") };
+    device.broker.publish(retained, tidegate::receipt::Receipt::new(|_| ())).await;
+    eventually("it is retained", || device.broker.status().published == 1).await;
+    let peer = Peer::connect("peer", &config(&broker.url(), 5));
+    let heard = peer.hear(&[("a/#", 1), ("+/b", 1)], true).await;
+    heard.payloads(1).await;
+    a_while().await;
+    assert_eq!(heard.count(), 1);
+    let later = peer.hear(&[("a/#", 1), ("+/b", 1), ("+/+", 1)], true).await;
+    later.payloads(1).await;
+    device.publish("a/b", 1, "new").await.settled().await.unwrap();
+    later.payloads(2).await;
+    a_while().await;
+    assert_eq!((heard.count(), later.count()), (1, 2));
+}
+
 /// Over 3.1.1 the hops of what we published come back from our own memory.
 #[tokio::test]
 async fn hops_come_back_over_mqtt_3() {

@@ -37,13 +37,25 @@ fn every_command_and_option_is_in_the_reference() {
         let name = command.get_name();
         let section = COMMANDS.split("\n## ").find(|section| section.starts_with(&format!("tidegate {name}")));
         let section = section.unwrap_or_else(|| panic!("`tidegate {name}` is not in the reference"));
-        for option in command.get_arguments().filter(|option| option.get_id() != "help") {
-            let shown = match option.get_long() {
-                Some(long) => format!("`--{long}"),
-                None => format!("`{}", option.get_id().as_str().to_uppercase()),
-            };
-            assert!(section.contains(&shown), "{shown} of `tidegate {name}` is not in the reference");
+        are_in(section, command, &format!("tidegate {name}"), "`");
+        for verb in command.get_subcommands() {
+            let name = format!("tidegate {name} {}", verb.get_name());
+            assert!(section.contains(&format!("`{}", verb.get_name())), "`{name}` is not in the reference");
+            are_in(section, verb, &name, "");
         }
+    }
+}
+
+/// All arguments of `command` are in `section`: those of a verb perhaps behind its name.
+#[track_caller]
+fn are_in(section: &str, command: &clap::Command, name: &str, quote: &str) {
+    for option in command.get_arguments().filter(|option| option.get_id() != "help") {
+        let value = || option.get_value_names().map_or_else(|| option.get_id().as_str(), |names| names[0].as_str());
+        let shown = match option.get_long() {
+            Some(long) => format!("`--{long}"),
+            None => format!("{quote}{}", value().to_uppercase()),
+        };
+        assert!(section.contains(&shown), "{shown} of `{name}` is not in the reference");
     }
 }
 
@@ -86,22 +98,47 @@ fn text_of(folder: &Path, extension: &str) -> String {
     entries.map(text).collect()
 }
 
+/// All of our code.
+fn sources() -> String {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    ["agent/src", "agent/tests", "cloud-sync", "tests"].map(|dir| text_of(&repository.join(dir), "rs")).concat()
+}
+
+/// Words in backticks that can be the name of a test.
+fn test_names(text: &str) -> Vec<&str> {
+    let is_test = |word: &str| {
+        word.contains('_') && word.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
+    };
+    text.split('`').skip(1).step_by(2).filter(|word| is_test(word)).collect()
+}
+
+#[test]
+fn each_line_of_the_threat_model_names_tests_that_exist() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/threat-model.md");
+    let (page, sources) = (fs::read_to_string(page).unwrap(), sources());
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.ends_with("| tests |"));
+    let mut count = 0;
+    for row in rows {
+        let tests = test_names(row.trim_end_matches(" |").rsplit(" | ").next().unwrap());
+        assert!(!tests.is_empty(), "no test: {row}");
+        let unknown: Vec<_> = tests.iter().filter(|test| !sources.contains(&format!("fn {test}("))).collect();
+        assert!(unknown.is_empty(), "tests that are not there: {unknown:?}");
+        count += 1;
+    }
+    assert!(count > 20, "{count}");
+}
+
 #[test]
 fn each_promise_names_tests_that_exist() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let sources: String =
-        ["agent/src", "agent/tests", "tests"].map(|dir| text_of(&repository.join(dir), "rs")).concat();
+    let sources = sources();
     let mut ids = std::collections::HashSet::new();
     for promise in text_of(&repository.join("docs/spec"), "md").split("\n- **[").skip(1) {
         let (id, promise) = promise.split_once("]**").unwrap();
         assert!(ids.insert(id.to_owned()), "two promises are [{id}]");
         let promise = promise.split("\n\n").next().unwrap();
-        let is_test = |word: &str| {
-            word.contains('_') && word.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
-        };
-        let tests: Vec<_> = promise.split('`').skip(1).step_by(2).filter(|word| is_test(word)).collect();
         let (tests, others): (Vec<_>, Vec<_>) =
-            tests.into_iter().partition(|test| sources.contains(&format!("fn {test}(")));
+            test_names(promise).into_iter().partition(|test| sources.contains(&format!("fn {test}(")));
         assert!(!tests.is_empty(), "[{id}] names no test");
         let settings = ["event_bytes_max", "max_age", "max_bytes", "on_failure", "on_success", "when_full"];
         let unknown: Vec<_> = others.into_iter().filter(|word| !settings.contains(word)).collect();

@@ -41,12 +41,15 @@ struct FakeState {
     /// Sequences to refuse once, and those to refuse each time.
     refuse: Vec<u64>,
     never: Vec<u64>,
+    /// Whether its rules allow nothing.
+    closed: bool,
+    at_once: usize,
 }
 
 impl FakeBroker {
     fn new(up: bool) -> Arc<Self> {
         let link = watch::Sender::new(if up { broker::Link::Up } else { broker::Link::Down });
-        let state = Mutex::new(FakeState { up, ..FakeState::default() });
+        let state = Mutex::new(FakeState { up, at_once: 1_000, ..FakeState::default() });
         Arc::new(Self { state, reconnects: AtomicU64::new(0), link })
     }
 
@@ -93,6 +96,9 @@ impl FakeBroker {
         if state.never.contains(&sequence) {
             drop(state);
             receipt.fail(NotKept::ForGood("far too large".to_owned()));
+        } else if state.closed {
+            drop(state);
+            receipt.fail(NotKept::NotAllowed("NotAuthorized".to_owned()));
         } else if let Some(at) = state.refuse.iter().position(|refused| *refused == sequence) {
             state.refuse.remove(at);
             drop(state);
@@ -127,7 +133,8 @@ impl Publisher for FakeBroker {
     }
 
     fn link(&self) -> Link {
-        Link { connected: self.state.lock().unwrap().up, reconnects: self.reconnects.load(Ordering::SeqCst) }
+        let state = self.state.lock().unwrap();
+        Link { connected: state.up, reconnects: self.reconnects.load(Ordering::SeqCst), at_once: state.at_once }
     }
 
     fn changes(&self) -> watch::Receiver<broker::Link> {
@@ -418,7 +425,39 @@ async fn a_record_that_can_never_be_taken_becomes_a_dead_letter() {
     );
 }
 
-/// When nothing at all is taken it is not the records' fault: a wrong permission must not turn a stream into dead letters.
+/// What functions publish on the same link would have to wait behind the rest.
+#[tokio::test]
+async fn a_broker_that_takes_few_at_once_gets_few() {
+    let dir = TempDir::new().unwrap();
+    let (journal, broker) = (open(dir.path()), FakeBroker::new(true));
+    broker.mute();
+    broker.state.lock().unwrap().at_once = 20;
+    let _uplink = start(&journal, &broker, &soon());
+    append(&journal, 1..=100).await;
+    eventually("twice as many are on their way", || broker.waiting() == 40).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(broker.waiting(), 40);
+    broker.speak();
+    eventually("all arrive and go", || kept(&journal) == 0).await;
+}
+
+/// A wrong permission is nothing that a record could help: all wait, in their order, until it is mended.
+#[tokio::test]
+async fn what_the_broker_does_not_allow_waits_until_it_does() {
+    let dir = TempDir::new().unwrap();
+    let (journal, broker) = (open(dir.path()), FakeBroker::new(true));
+    broker.state.lock().unwrap().closed = true;
+    let uplink = start(&journal, &broker, &soon());
+    append(&journal, 1..=100).await;
+    eventually("it waits", || status(&uplink).state == UplinkState::Refused).await;
+    assert!(status(&uplink).last_error.is_some_and(|why| why.contains("NotAuthorized")));
+    assert_eq!((kept_in(&journal, "dead-letters"), kept(&journal)), (0, 100));
+    broker.state.lock().unwrap().closed = false;
+    eventually("all arrive and go", || kept(&journal) == 0).await;
+    assert_eq!(broker.sequences(), (1..=100).collect::<Vec<_>>());
+}
+
+/// When nothing at all is taken it is not the records' fault.
 #[tokio::test]
 async fn when_every_record_is_refused_they_wait() {
     let dir = TempDir::new().unwrap();

@@ -7,6 +7,7 @@ mod append;
 mod backlog;
 mod bare;
 mod block;
+mod fleet;
 mod footprint;
 mod inference;
 mod invoke;
@@ -17,6 +18,7 @@ mod process;
 mod report;
 mod site;
 mod soak;
+mod urls;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -29,6 +31,7 @@ use self::site::Site;
 /// First arguments of the processes that the bench starts of itself.
 const REFERENCE_LOOP: &str = "reference-loop";
 const REFERENCE_INFERENCE: &str = "reference-inference";
+const REFERENCE_HTTP: &str = "reference-http";
 
 /// Measures the agent beside its references
 #[derive(Debug, Parser)]
@@ -58,10 +61,14 @@ enum Part {
     Invoke,
     /// Models through a function
     Inference,
+    /// Requests to a function URL
+    Url,
     /// Durable records
     Append,
     /// Bytes that reach the block device; needs root, for a loop device
     Block,
+    /// A version that is pushed by a control plane, and what being managed costs
+    Fleet,
     /// A start, and a drain, with much on disk
     Backlog,
     /// Ten million events; only when it is named
@@ -91,6 +98,11 @@ fn main() -> anyhow::Result<ExitCode> {
             inference::alone(Path::new(library), Path::new(models))?;
             Ok(ExitCode::SUCCESS)
         }
+        [_, REFERENCE_HTTP, address] => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(urls::bare(address.parse()?))?;
+            Ok(ExitCode::SUCCESS)
+        }
         _ => {
             let options = Options::parse();
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -110,11 +122,17 @@ async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
     if options.wants(Part::Inference) {
         figures.extend(inference::measure(options).await?);
     }
+    if options.wants(Part::Url) {
+        figures.extend(urls::measure(options).await?);
+    }
     if options.wants(Part::Append) {
         figures.extend(append::measure(options).await?);
     }
     if options.wants(Part::Block) {
         figures.extend(block::measure(options).await?);
+    }
+    if options.wants(Part::Fleet) {
+        figures.extend(fleet::measure(options).await?);
     }
     if options.wants(Part::Backlog) {
         figures.extend(backlog::measure(options).await?);

@@ -2,7 +2,8 @@
 //! and can be taken back to what a power cut at any moment may have left.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, Once};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -23,6 +24,8 @@ pub(crate) struct Disk {
 impl Disk {
     /// An empty disk.
     pub(crate) fn mount() -> Self {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(unmount_orphans);
         let live = Arc::new(Mutex::new(Live::new(Image::default())));
         let folder = tempfile::Builder::new().prefix("tidegate-disk-").tempdir().unwrap();
         let mut config = fuser::Config::default();
@@ -60,6 +63,17 @@ impl Disk {
     /// The power goes off by itself: after `syncs` more, right before the next one is done.
     pub(crate) fn switch_off_after(&self, syncs: usize) {
         self.live().syncs_left = Some(syncs);
+    }
+
+    /// The same; what is synced of the journal is not counted.
+    pub(crate) fn switch_off_after_beside_journal(&self, syncs: usize) {
+        let mut live = self.live();
+        (live.syncs_left, live.beside_journal) = (Some(syncs), true);
+    }
+
+    /// How often anything but the journal was synced since the disk was inserted.
+    pub(crate) fn syncs_beside_journal(&self) -> usize {
+        self.live().syncs_beside_journal
     }
 
     /// Whether the power is off.
@@ -120,8 +134,18 @@ impl Drop for Disk {
             && session.umount_and_join().is_err()
         {
             // Somebody still has a file open: it goes when they let go of it.
-            let _ = std::process::Command::new("umount").arg("-l").arg(self.folder.path()).status();
+            let _ = Command::new("umount").arg("-l").arg(self.folder.path()).status();
         }
+    }
+}
+
+/// A test that was killed leaves its disks mounted, with nobody behind them.
+fn unmount_orphans() {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let disks = mounts.lines().filter_map(|line| line.strip_prefix("tidegate-disk ")?.split(' ').next());
+    for folder in disks.filter(|folder| std::fs::metadata(folder).is_err()) {
+        let _ = Command::new("umount").args(["-l", folder]).status();
+        let _ = std::fs::remove_dir(folder);
     }
 }
 

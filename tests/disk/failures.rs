@@ -4,10 +4,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fastrand::Rng;
+use tidegate::journal::{Batch, RecordMeta};
 
 use crate::disk::Disk;
 use crate::image::Image;
+use crate::ledger::stream;
 use crate::live::{Call, Failure};
 use crate::workload::{Workload, open};
 use crate::{number, runtime};
@@ -80,7 +83,7 @@ fn any_call_may_fail_once_and_nothing_is_lost_or_stuck() {
     let seed = number("TIDEGATE_SEED").unwrap_or(1);
     let all = std::env::var("TIDEGATE_FAILURES").is_ok_and(|which| which == "all");
     let calls = watched(&Arc::new(Disk::mount()), seed, None).1.expect("a run without a failure");
-    let kinds = [Failure::Io, Failure::NoSpace, Failure::Short];
+    let kinds = [Failure::Io, Failure::NoSpace, Failure::Short, Failure::NoHandle];
     let mut cases: Vec<(usize, Failure)> = (1..)
         .zip(&calls)
         .flat_map(|(nth, call)| kinds.into_iter().filter(|kind| kind.fits(*call)).map(move |kind| (nth, kind)))
@@ -112,6 +115,34 @@ fn any_call_may_fail_once_and_nothing_is_lost_or_stuck() {
     println!("{} of {whole} failures of {} calls survived", cases.len() - failures.len(), calls.len());
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert_eq!(PANICS.load(Ordering::Relaxed), 0, "threads of the journal panicked");
+}
+
+/// Whoever is to bring an event back from disk would otherwise take it for lost, while the batch that ended it has failed.
+#[test]
+fn what_a_failed_batch_was_done_with_is_never_taken_for_gone() {
+    let disk = Disk::mount();
+    disk.insert(&Image::default());
+    let journal = open(disk.path()).unwrap();
+    let name = stream(0);
+    let append = || (name.clone(), Bytes::from_static(b"1"), RecordMeta::default());
+    runtime().block_on(async {
+        let kept = journal.commit(Batch { records: vec![append()], ..Batch::default() }).await.unwrap().sequences[0];
+        disk.set_read_only();
+        let batch = Batch { records: vec![append()], done: vec![(name.clone(), kept)], ..Batch::default() };
+        journal.commit(batch).await.unwrap_err();
+        for _ in 0..60 {
+            assert!(!matches!(journal.read_one(&name, kept), Ok(None)), "it is gone");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        disk.heal();
+        let there = async {
+            while journal.read_one(&name, kept).is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            journal.read_one(&name, kept).unwrap()
+        };
+        assert!(tokio::time::timeout(PATIENCE, there).await.unwrap().is_some());
+    });
 }
 
 /// What is wrong with a disk for a while.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate::invocation::KeyValueWrite;
-use tidegate::journal::{Batch, Journal, JournalError, Record, RecordMeta};
+use tidegate::journal::{Batch, Journal, JournalError, KeyValueRead, Record, RecordMeta};
 use tidegate::name::{FunctionName, StreamName};
 
 /// The streams of a workload. The last one's durability is a time.
@@ -27,6 +27,13 @@ pub(crate) fn function() -> FunctionName {
 pub(crate) struct Commit {
     pub(crate) records: Vec<(usize, usize)>,
     pub(crate) keys: Vec<(u8, bool)>,
+    /// Records that it is done with, by stream and sequence. It has a record of its own then, which tells that it is there.
+    pub(crate) done: Vec<(usize, u64, Place)>,
+    pub(crate) reads: Vec<KeyValueRead>,
+    /// From which moment on it may be there.
+    pub(crate) asked_at: usize,
+    /// What it read had changed: it must never be there.
+    pub(crate) refused: bool,
     /// From which moment on nothing may lose it.
     pub(crate) durable_at: Option<usize>,
     /// It was refused: it may be there, or not.
@@ -86,7 +93,12 @@ impl Ledger {
             let value = exists.then(|| value(number));
             (function(), KeyValueWrite { bucket: BUCKET.into(), key: format!("key {key}"), value })
         });
-        let batch = Batch { records: records.collect(), key_values: key_values.collect(), ..Batch::default() };
+        let batch = Batch {
+            records: records.collect(),
+            key_values: key_values.collect(),
+            done: commit.done.iter().map(|(index, sequence, _)| (stream(*index), *sequence)).collect(),
+            reads: commit.reads.clone(),
+        };
         self.commits.push(commit);
         batch
     }
@@ -131,15 +143,23 @@ impl Ledger {
                 return Err(format!("{stream}: sequence {sequence} was given out, and {newest} is the newest"));
             }
         }
-        let acked = |index: usize, at: Place| {
-            self.acks.iter().any(|(of, up_to, when)| *of == index && at <= *up_to && *when <= moment)
-        };
+        for (number, commit) in self.commits.iter().enumerate().filter(|(number, _)| present.contains_key(number)) {
+            if commit.refused {
+                return Err(format!("batch {number} was refused, and is there"));
+            }
+            let there = |at: &Place| present.get(&at.0).is_some_and(|there| there.contains(&at.1));
+            if let Some((index, sequence, at)) = commit.done.iter().find(|(.., at)| there(at)) {
+                let stream = STREAMS[*index];
+                return Err(format!("{stream}: batch {number} was done with {sequence} {at:?}, which is there"));
+            }
+        }
+        let may_be_gone = |index: usize, at: Place| self.may_be_gone(index, at, moment, &present);
         // All of a batch, or nothing; and all of it when it was acknowledged.
         for (number, commit) in self.commits.iter().enumerate() {
             let durable = commit.durable_at.is_some_and(|at| at <= moment);
             let there = present.get(&number);
             for (n, (index, _)) in commit.records.iter().enumerate() {
-                if there.is_some_and(|there| there.contains(&n)) || acked(*index, (number, n)) {
+                if there.is_some_and(|there| there.contains(&n)) || may_be_gone(*index, (number, n)) {
                     continue;
                 }
                 if durable {
@@ -154,6 +174,25 @@ impl Ledger {
         Ok(found)
     }
 
+    /// Whether a record may be missing at `moment`: it was acknowledged, or a batch that may be there was done with it.
+    fn may_be_gone(&self, index: usize, at: Place, moment: usize, present: &BTreeMap<usize, BTreeSet<usize>>) -> bool {
+        let acked = |index: usize, at: Place| {
+            self.acks.iter().any(|(of, up_to, when)| *of == index && at <= *up_to && *when <= moment)
+        };
+        let by = |at: Place| {
+            let asked = self.commits.iter().enumerate().filter(move |(_, commit)| commit.asked_at <= moment);
+            asked.filter(move |(_, commit)| commit.done.iter().any(|(.., done)| *done == at))
+        };
+        // Its own record tells whether it is there, unless that has gone, too.
+        let may_be_there = |(number, commit): (usize, &Commit)| {
+            let own = commit.records.first().map(|(index, _)| *index);
+            present.contains_key(&number)
+                || own.is_none_or(|index| acked(index, (number, 0)))
+                || by((number, 0)).next().is_some()
+        };
+        acked(index, at) || by(at).any(may_be_there)
+    }
+
     /// As it stands after a cut at `moment` that left `found`: what is there is durable, and what is not never was.
     pub(crate) fn survived(&self, moment: usize, found: &Found) -> Self {
         let mut ledger = self.clone();
@@ -163,6 +202,7 @@ impl Ledger {
         for (number, commit) in ledger.commits.iter_mut().enumerate() {
             let durable = commit.durable_at.is_some_and(|at| at <= moment) || present.contains(&number);
             (commit.durable_at, commit.failed) = (durable.then_some(0), !durable);
+            commit.asked_at = 0;
         }
         let newest = found.records.iter().map(|records| records.last().map_or(0, |(sequence, _)| *sequence));
         ledger.given = newest.enumerate().map(|(index, newest)| (index, newest, 0)).collect();
@@ -183,7 +223,8 @@ impl Ledger {
             // before one whose batch is there.
             let mut may = vec![None];
             for (number, commit) in self.commits.iter().enumerate() {
-                let Some((_, exists)) = commit.keys.iter().rev().find(|(of, _)| *of == key) else { continue };
+                let written = commit.keys.iter().rev().find(|(of, _)| *of == key);
+                let Some((_, exists)) = written.filter(|_| !commit.refused) else { continue };
                 if commit.durable_at.is_some_and(|at| at <= moment) || present.contains_key(&number) {
                     may.clear();
                 }
@@ -199,9 +240,9 @@ impl Ledger {
                 && let Some(number) = commit_of(&read)
                 && let Some(commit) = self.commits.get(number)
                 && !present.contains_key(&number)
-                && commit.records.iter().enumerate().any(|(n, (index, _))| {
-                    !self.acks.iter().any(|(of, up_to, when)| of == index && (number, n) <= *up_to && *when <= moment)
-                })
+                && let records = commit.records.iter().enumerate()
+                && let mut gone = records.map(|(n, (index, _))| self.may_be_gone(*index, (number, n), moment, present))
+                && gone.any(|gone| !gone)
             {
                 return Err(format!("{name} is of batch {number}, whose records are not there"));
             }
@@ -239,6 +280,13 @@ fn read_all(journal: &Journal, index: usize) -> Result<Vec<Record>, String> {
 
 fn get(journal: &Journal, key: &str) -> Result<Option<Bytes>, String> {
     patiently(key, || journal.key_value_get(&function(), BUCKET, key)).map(|read| read.value)
+}
+
+/// What an invocation that reads `key` now remembers of it.
+pub(crate) fn read(journal: &Journal, key: u8) -> Result<KeyValueRead, String> {
+    let (function, key) = (function(), format!("key {key}"));
+    let version = patiently(&key, || journal.key_value_get(&function, BUCKET, &key))?.version;
+    Ok(KeyValueRead { function, bucket: BUCKET.to_owned(), key: Some(key), version })
 }
 
 /// Asks again while something is being mended behind the scenes.

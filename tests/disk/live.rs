@@ -12,6 +12,8 @@ use crate::image::{Image, Ino, Kind, Node, Op, ROOT, new_ino};
 const BLOCK_BYTES: u32 = 4096;
 /// Size of a disk that nothing was said about.
 pub(crate) const CAPACITY_BYTES: usize = 1 << 30;
+/// Where the journal is, on a disk that holds all of an agent's state.
+const JOURNAL: &str = "/journal";
 
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub(crate) enum Failure {
     NoSpace,
     /// Half of a write is done, and the call says so.
     Short,
+    /// `EMFILE`, of calls that take a file handle.
+    NoHandle,
 }
 
 impl Failure {
@@ -31,6 +35,7 @@ impl Failure {
             Self::Io => true,
             Self::NoSpace => call.writes() && call != Call::Remove,
             Self::Short => call == Call::Write,
+            Self::NoHandle => matches!(call, Call::Open | Call::Opendir | Call::Create),
         }
     }
 }
@@ -81,6 +86,10 @@ pub(crate) struct Live {
     pub(crate) off: bool,
     /// After how many more syncs that happens by itself.
     pub(crate) syncs_left: Option<usize>,
+    /// Whether those of the journal are not counted there.
+    pub(crate) beside_journal: bool,
+    /// Syncs of anything but the journal.
+    pub(crate) syncs_beside_journal: usize,
     pub(crate) read_only: bool,
     pub(crate) capacity: usize,
     pub(crate) delay: Duration,
@@ -99,6 +108,8 @@ impl Live {
             failed: Vec::new(),
             off: false,
             syncs_left: None,
+            beside_journal: false,
+            syncs_beside_journal: 0,
             read_only: false,
             capacity: CAPACITY_BYTES,
             delay: Duration::ZERO,
@@ -133,6 +144,7 @@ impl Live {
         match failure {
             Some(Failure::Io) if !matches!(call, Call::Write | Call::Fsync) => Err(Errno::EIO),
             Some(Failure::NoSpace) => Err(Errno::ENOSPC),
+            Some(Failure::NoHandle) => Err(Errno::EMFILE),
             other => Ok(other),
         }
     }
@@ -275,10 +287,12 @@ impl Live {
     }
 
     pub(crate) fn sync(&mut self, ino: Ino) -> Result<(), Errno> {
-        if self.syncs_left == Some(0) {
-            self.off = true;
+        let beside = !self.path(ino).is_some_and(|path| path.starts_with(JOURNAL));
+        self.syncs_beside_journal += usize::from(beside);
+        if beside || !self.beside_journal {
+            self.off |= self.syncs_left == Some(0);
+            self.syncs_left = self.syncs_left.and_then(|left| left.checked_sub(1));
         }
-        self.syncs_left = self.syncs_left.and_then(|left| left.checked_sub(1));
         if self.call(Call::Fsync, ino, OsStr::new(""))?.is_some() {
             self.doing(Op::SyncFailed { ino, seed: self.calls.len() as u64 });
             return Err(Errno::EIO);

@@ -8,6 +8,7 @@ mod failures;
 mod image;
 mod ledger;
 mod live;
+mod managed;
 mod power;
 mod server;
 mod workload;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tidegate::clock::Clock;
@@ -13,10 +13,13 @@ use tidegate::limits::Limits;
 use tidegate::units::{ByteSize, Span};
 
 use crate::disk::Disk;
-use crate::ledger::{Commit, Found, LAZY, Ledger, STREAMS, stream};
+use crate::ledger::{Commit, Found, LAZY, Ledger, STREAMS, read, stream};
 
 /// What "1s" is to these workloads.
 const LAZY_WITHIN: Duration = Duration::from_millis(15);
+
+/// A process that another thread is just starting holds this one's files, with their locks, until it is another program.
+const LOCKED: Duration = Duration::from_secs(5);
 
 /// Opens the journal in `dir`, with segments so small that they change every few commits.
 pub(crate) fn open(dir: &Path) -> Result<Journal, JournalError> {
@@ -26,7 +29,13 @@ pub(crate) fn open(dir: &Path) -> Result<Journal, JournalError> {
     });
     let limits = Limits { segment_bytes: ByteSize(24 << 10), ..Limits::default() };
     let config = JournalConfig { streams: BTreeMap::from_iter(streams), limits: Arc::new(limits) };
-    Journal::open(&dir.join("journal"), config, Clock::system())
+    let until = Instant::now() + LOCKED;
+    loop {
+        match Journal::open(&dir.join("journal"), config.clone(), Clock::system()) {
+            Err(JournalError::Locked(_)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            opened => return opened,
+        }
+    }
 }
 
 /// One run on a disk, which goes on in the same ledger after each opening.
@@ -57,7 +66,9 @@ impl<'a> Workload<'a> {
     pub(crate) async fn run(&mut self, mut journal: Journal, steps: usize) -> Result<Journal, String> {
         for _ in 0..steps {
             match self.rng.u8(..20) {
-                0..13 => self.commit(&journal).await?,
+                0..9 => self.commit(&journal).await?,
+                9..12 => self.settle(&journal).await?,
+                12 => self.decide(&journal).await?,
                 13..16 => self.ack(&journal).await?,
                 16 => tokio::time::sleep(2 * LAZY_WITHIN).await,
                 17 | 18 => drop(self.ledger.check(&journal, usize::MAX)?),
@@ -80,7 +91,12 @@ impl<'a> Workload<'a> {
 
     /// One commit, and what came of it.
     pub(crate) async fn try_commit(&mut self, journal: &Journal) -> Result<(), JournalError> {
-        let batch = self.ledger.enter(Commit { records: vec![(0, 100)], ..Commit::default() });
+        self.try_this(journal, Commit { records: vec![(0, 100)], ..Commit::default() }).await
+    }
+
+    async fn try_this(&mut self, journal: &Journal, commit: Commit) -> Result<(), JournalError> {
+        let asked_at = self.disk.moment();
+        let batch = self.ledger.enter(Commit { asked_at, ..commit });
         let result = journal.commit(batch).await.map(drop);
         if let Some(commit) = self.ledger.commits.last_mut() {
             (commit.durable_at, commit.failed) = (result.is_ok().then(|| self.disk.moment()), result.is_err());
@@ -120,7 +136,7 @@ impl<'a> Workload<'a> {
         let together = if self.rng.bool() { 1 } else { self.rng.usize(2..8) };
         let mut begun = Vec::new();
         for _ in 0..together {
-            let commit = self.draw();
+            let commit = Commit { asked_at: self.disk.moment(), ..self.draw() };
             begun.push(journal.begin(self.ledger.enter(commit)).await);
         }
         let mut results = Vec::new();
@@ -154,6 +170,38 @@ impl<'a> Workload<'a> {
         let keys = if records.is_empty() { 1..3 } else { 0..3 };
         let keys = (0..rng.usize(keys)).map(|_| (rng.u8(..12), rng.u8(..6) > 0)).collect();
         Commit { records, keys, ..Commit::default() }
+    }
+
+    /// Ends a record in the commit that appends another, as an event on disk ends with what came of it.
+    async fn settle(&mut self, journal: &Journal) -> Result<(), String> {
+        let found = self.ledger.check(journal, usize::MAX)?;
+        let index = self.rng.usize(..STREAMS.len());
+        let Some((sequence, place)) = self.rng.choice(&found.records[index]).copied() else { return Ok(()) };
+        let records = vec![(self.rng.usize(..LAZY), self.rng.usize(20..900))];
+        let commit = Commit { records, done: vec![(index, sequence, place)], ..Commit::default() };
+        match self.try_this(journal, commit).await {
+            Err(error) if self.strict => Err(format!("a commit that is done with a record failed: {error}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Commits what was decided by a key, half of the times after that was written by another.
+    async fn decide(&mut self, journal: &Journal) -> Result<(), String> {
+        let key = self.rng.u8(..12);
+        let reads = vec![read(journal, key)?];
+        let write = || Commit { records: vec![(0, 50)], keys: vec![(key, true)], ..Commit::default() };
+        let has_changed = self.rng.bool() && self.try_this(journal, write()).await.is_ok();
+        match (self.try_this(journal, Commit { reads, ..write() }).await, has_changed) {
+            (Err(JournalError::Conflict { .. }), true) => {
+                if let Some(commit) = self.ledger.commits.last_mut() {
+                    commit.refused = true;
+                }
+                Ok(())
+            }
+            (Ok(()), true) => Err(format!("key {key} had changed, and what was decided by it was kept")),
+            (Err(error), _) if self.strict => Err(format!("a commit that read a key failed: {error}")),
+            _ => Ok(()),
+        }
     }
 
     async fn ack(&mut self, journal: &Journal) -> Result<(), String> {

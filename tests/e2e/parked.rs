@@ -154,6 +154,30 @@ async fn topics_keep_their_order_over_retries_and_a_kill() -> anyhow::Result<()>
     Ok(())
 }
 
+/// The first event had to wait on disk, so its publish waits there for a broker that is away; the second needs no disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_does_not_overtake_that_of_an_earlier_event_of_its_topic() -> anyhow::Result<()> {
+    let mut away = Mosquitto::start().await?;
+    let auditor = Device::faithful(away.port(), "auditor").await?;
+    auditor.subscribe("late/#", 1).await?;
+    away.stop()?;
+    let late = "on_success = [{ mqtt = { broker = \"away\", topic = \"late/1\", qos = 1 } }]";
+    let more = format!("{PUBLISHES}\norder = \"topic\"\n{late}");
+    let config = format!("[mqtt.away]\nurl = \"{}\"\n{}", away.url(), guest("stubborn", "sensors/+", &more));
+    let site = Site::with_guests(&config, &[("stubborn", stubborn(2))]).await?;
+    let succeeds = async |n: u64| {
+        let holds = |status: &Value| super::function(status, "stubborn")["invocations"]["succeeded"] == n;
+        e2e::until("it to run", async || site.agent.status().is_ok_and(|status| holds(&status))).await
+    };
+    site.device.publish("sensors/1", "x1", 1).await?;
+    succeeds(1).await?;
+    site.device.publish("sensors/1", "2", 1).await?;
+    succeeds(2).await?;
+    away.resume().await?;
+    assert_eq!([auditor.next().await?.text(), auditor.next().await?.text()], ["x1", "2"]);
+    Ok(())
+}
+
 /// Each reading comes twice, and the agent dies in between: each is kept once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn duplicates_run_once_across_a_kill() -> anyhow::Result<()> {

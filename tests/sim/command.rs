@@ -1,6 +1,8 @@
 //! The command line, and the processes that share the seeds.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write as _};
+use std::ops::Range;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -11,9 +13,13 @@ use crate::site::Shop;
 use crate::world;
 
 /// Seeds that found a bug once: they always run. A change of how plans are drawn makes other plans of them.
-const KNOWN: &[u64] = &[1058, 1354, 1411, 1423, 1454, 1596];
+const KNOWN: &[u64] = &[571, 627, 1058, 1354, 1411, 1423, 1454, 1596, 5039, 5062, 7068];
 /// Of the machine's time, for one seed.
 const SEED_MAX: Duration = Duration::from_secs(120);
+/// Seeds that one process runs: what a killed life leaves behind, its address space above all, goes with the process.
+const PIECE: u64 = 200;
+/// How often a long run says how far it is.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct Wanted {
@@ -22,7 +28,7 @@ struct Wanted {
     from: u64,
     jobs: Option<usize>,
     /// Run these, and tell the parent on standard output.
-    worker: Option<(u64, u64, u64)>,
+    worker: Option<Range<u64>>,
     /// cargo's own filters: nothing of ours is meant.
     filtered: bool,
     list: bool,
@@ -38,7 +44,7 @@ fn wanted() -> Wanted {
             "--seeds" => wanted.seeds = number(),
             "--from" => wanted.from = number().unwrap_or(1),
             "--jobs" => wanted.jobs = number().map(|jobs| jobs as usize),
-            "--worker" => wanted.worker = number().zip(number()).zip(number()).map(|((a, b), c)| (a, b, c)),
+            "--worker" => wanted.worker = number().zip(number()).map(|(first, end)| first..end),
             "--list" => wanted.list = true,
             "--ignored" => wanted.filtered = true,
             "--format" | "--test-threads" | "--skip" => drop(number()),
@@ -62,8 +68,8 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     world::keep_panics();
-    if let Some((first, step, count)) = wanted.worker {
-        return work((0..count).map(|n| first + n * step));
+    if let Some(seeds) = wanted.worker {
+        return work(seeds);
     }
     match wanted.seed {
         Some(seed) => one(seed),
@@ -127,13 +133,13 @@ struct Worker {
     lines: mpsc::Receiver<String>,
     seed: Option<u64>,
     since: Instant,
-    left: Vec<u64>,
+    left: Range<u64>,
 }
 
 impl Worker {
-    fn start(first: u64, step: u64, count: u64) -> std::io::Result<Self> {
+    fn start(seeds: Range<u64>) -> std::io::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["--worker", &first.to_string(), &step.to_string(), &count.to_string()])
+            .args(["--worker", &seeds.start.to_string(), &seeds.end.to_string()])
             .stdout(Stdio::piped())
             .spawn()?;
         let (sender, lines) = mpsc::channel();
@@ -143,24 +149,34 @@ impl Worker {
                 let _ = sender.send(line);
             }
         });
-        let left = (0..count).map(|n| first + n * step).rev().collect();
-        Ok(Self { child, lines, seed: None, since: Instant::now(), left })
+        Ok(Self { child, lines, seed: None, since: Instant::now(), left: seeds })
     }
 }
 
 /// Seeds over all cores. Prints each that fails, and how to run it alone.
 fn many(wanted: &Wanted) -> ExitCode {
     let seeds = wanted.seeds.unwrap_or(200);
-    let jobs = wanted.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)) as u64;
-    let started = Instant::now();
+    let jobs = wanted.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let (started, end) = (Instant::now(), wanted.from + seeds);
+    let pieces = (wanted.from..end).step_by(PIECE as usize).map(|first| first..end.min(first + PIECE));
+    let mut pieces: VecDeque<_> = KNOWN.iter().map(|seed| *seed..seed + 1).chain(pieces).collect();
+    let (all, mut told) = (seeds as usize + KNOWN.len(), started);
     let mut broken: Vec<(u64, Vec<String>)> = Vec::new();
     let mut done = 0;
-    let mut workers: Vec<Worker> = (0..jobs)
-        .map(|n| Worker::start(wanted.from + n, jobs, seeds / jobs + u64::from(n < seeds % jobs)))
-        .chain(KNOWN.iter().map(|seed| Worker::start(*seed, 1, 1)))
-        .collect::<Result<_, _>>()
-        .unwrap();
-    while !workers.is_empty() {
+    let mut workers: Vec<Worker> = Vec::new();
+    loop {
+        while workers.len() < jobs.max(1)
+            && let Some(piece) = pieces.pop_front()
+        {
+            workers.push(Worker::start(piece).unwrap());
+        }
+        if workers.is_empty() {
+            break;
+        }
+        if told.elapsed() > TOLD_EVERY {
+            told = Instant::now();
+            eprintln!("{done} of {all} seeds, {} failed", broken.len());
+        }
         let mut i = 0;
         while i < workers.len() {
             let worker = &mut workers[i];
@@ -172,7 +188,10 @@ fn many(wanted: &Wanted) -> ExitCode {
                         let (verb, seed) =
                             (words.next().unwrap_or_default(), words.next().and_then(|s| s.parse().ok()));
                         match (verb, seed) {
-                            ("begins", seed) => (worker.seed, worker.since) = (seed, Instant::now()),
+                            ("begins", Some(seed)) => {
+                                (worker.seed, worker.since) = (Some(seed), Instant::now());
+                                worker.left.start = seed + 1;
+                            }
                             ("broken", Some(seed)) => {
                                 let what = words.next().unwrap_or_default().to_owned();
                                 println!("seed {seed}: {what}");
@@ -181,8 +200,7 @@ fn many(wanted: &Wanted) -> ExitCode {
                                     None => broken.push((seed, vec![what])),
                                 }
                             }
-                            ("ends", Some(seed)) => {
-                                worker.left.retain(|left| *left != seed);
+                            ("ends", Some(_)) => {
                                 worker.seed = None;
                                 done += 1;
                             }
@@ -205,16 +223,18 @@ fn many(wanted: &Wanted) -> ExitCode {
             }
             if gone {
                 let worker = workers.swap_remove(i);
-                let (seed, mut child) = (worker.seed, worker.child);
+                let (seed, mut child, left) = (worker.seed, worker.child, worker.left);
                 let status = child.wait().unwrap();
-                if stuck.is_none() && (!status.success() || !worker.left.is_empty()) {
-                    let seed = seed.unwrap_or(0);
+                if stuck.is_none() && (!status.success() || !left.is_empty() || seed.is_some()) {
+                    let seed = seed.unwrap_or(left.start);
                     println!("seed {seed}: the process ended with {status}");
                     broken.push((seed, vec![format!("the process ended with {status}")]));
                 }
-                // What the process would have run is run by another, one by one.
-                let rest = worker.left.into_iter().filter(|left| Some(*left) != seed);
-                workers.extend(rest.map(|seed| Worker::start(seed, 1, 1).unwrap()).take(64));
+                // What the process would have run is run by another.
+                let rest = if seed.is_some() { left } else { left.start + 1..left.end };
+                if !rest.is_empty() {
+                    pieces.push_front(rest);
+                }
             } else {
                 i += 1;
             }

@@ -23,6 +23,8 @@ pub struct Facts {
     known: BTreeMap<(String, u64), Vec<u8>>,
     /// Records that arrived again.
     pub repeats: u64,
+    /// So far the clock was set ahead when no agent could note that it was: it may count as time that has passed.
+    pub clock_unsure_ms: u64,
 }
 
 #[derive(Default)]
@@ -33,6 +35,8 @@ pub struct Taken {
     pub lost: bool,
     /// The first of all was 0.
     pub place: usize,
+    /// [`Facts::clock_unsure_ms`] by then.
+    pub clock_unsure_ms: u64,
 }
 
 /// The id of the event that `payload` is, or tells of.
@@ -61,11 +65,16 @@ impl Ledger {
             && let Some(event) = event_of(&message.payload)
         {
             let mut facts = self.facts();
-            let place = facts.taken.len();
-            let taken = facts.taken.entry(event).or_insert_with(|| Taken { place, ..Taken::default() });
+            let (place, clock_unsure_ms) = (facts.taken.len(), facts.clock_unsure_ms);
+            let taken = facts.taken.entry(event);
+            let taken = taken.or_insert_with(|| Taken { place, clock_unsure_ms, ..Taken::default() });
             // Said again, it was lost only if it was lost each time.
             (taken.qos, taken.lost) = (message.qos, false);
         }
+    }
+
+    pub fn clock_is_unsure(&self, ahead_ms: u64) {
+        self.facts().clock_unsure_ms += ahead_ms;
     }
 
     pub fn confirmed(&self, broker: &str, message: &Message) {

@@ -29,13 +29,15 @@ const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 const QUIET: Duration = Duration::from_secs(300);
 /// Longest time that a kill at some turn waits for that turn.
 const KILL_WITHIN: Duration = Duration::from_secs(15);
+/// The agent looks at its clock every second, and the disk may take its time.
+const NOTED_WITHIN: Duration = Duration::from_secs(60);
 /// Unix time in milliseconds at the beginning: November 2026.
 const BEGINNING_MS: i64 = 1_795_000_000_000;
 
 /// How a life ended.
 enum End {
     /// The plan is through, and everything has settled.
-    Settled(Status),
+    Settled(Box<Status>),
     Stopped,
     Killed,
 }
@@ -48,6 +50,8 @@ struct Simulation<'a> {
     links: Vec<Arc<Link>>,
     /// An agent runs.
     alive: bool,
+    /// When the clock was set last, and how far ahead within [`NOTED_WITHIN`].
+    clock_set: Option<(Duration, u64)>,
     /// When a kill at a turn strikes all the same.
     kill_by: Option<Duration>,
     lives: u32,
@@ -89,6 +93,7 @@ pub fn run(seed: u64, shop: &Shop) -> anyhow::Result<Report> {
         weather: Arc::new(Mutex::new(weather)),
         links,
         alive: true,
+        clock_set: None,
         kill_by: None,
         lives: 0,
     };
@@ -123,7 +128,7 @@ impl Simulation<'_> {
             }
             self.site.share_code()?;
             match end {
-                Ok(End::Settled(status)) => return Ok(Some(status)),
+                Ok(End::Settled(status)) => return Ok(Some(*status)),
                 Ok(_) => self.live_without_agent(),
                 Err(why) => {
                     self.ledger.violation(why);
@@ -140,6 +145,12 @@ impl Simulation<'_> {
             return Ok(());
         }
         self.alive = false;
+        let now = life.elapsed().saturating_sub(PROLOGUE);
+        if let Some((at, ahead_ms)) = self.clock_set.take()
+            && now.saturating_sub(at) < NOTED_WITHIN
+        {
+            self.ledger.clock_is_unsure(ahead_ms);
+        }
         for link in &self.links {
             link.cut();
             link.broker.lose_connections();
@@ -214,7 +225,7 @@ impl Simulation<'_> {
         self.epilogue(life, &*handle).await?;
         let status = handle.status();
         match self.stop(life, agent).await? {
-            End::Stopped => Ok(End::Settled(status)),
+            End::Stopped => Ok(End::Settled(Box::new(status))),
             other => Ok(other),
         }
     }
@@ -318,7 +329,16 @@ impl Simulation<'_> {
                 self.link(side).cut();
             }
             Step::StartBroker(side) => self.link(side).broker.start(),
-            Step::SetClock(by_ms) => self.weather.lock().unwrap().wall_ms += by_ms,
+            Step::SetClock(by_ms) => {
+                self.weather.lock().unwrap().wall_ms += by_ms;
+                let ahead_ms = by_ms.max(0).unsigned_abs();
+                if self.alive {
+                    let before = self.clock_set.filter(|(before, _)| at.saturating_sub(*before) < NOTED_WITHIN);
+                    self.clock_set = Some((at, ahead_ms + before.map_or(0, |(_, ahead_ms)| ahead_ms)));
+                } else {
+                    self.ledger.clock_is_unsure(ahead_ms);
+                }
+            }
             Step::Disk(least, most) => self.weather.lock().unwrap().disk_us = (least, most),
             _ => {}
         }

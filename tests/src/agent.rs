@@ -5,6 +5,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::Context as _;
 use serde_json::Value;
+use tidegate::api::client::{Client, Reply};
+use tidegate::deployment::DeploymentStatus;
 
 /// A running agent. Ends with this value.
 #[derive(Debug)]
@@ -36,13 +38,14 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Writes another gateway.toml; `reload` makes the agent read it. A `[gateway]` and an `[api]` are added to it.
+    /// Writes another gateway.toml; `reload` makes the agent read it. An `[api]` is added to it, and a `[gateway]` or its keys.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn configure(&self, config: &str) -> anyhow::Result<()> {
         let api = if config.contains("[api]") { "" } else { "[api]\nlisten = \"off\"\n" };
-        let text = format!("[gateway]\nname = \"test\"\nstate_dir = \"state\"\n{api}\n{config}");
+        let (before, gateway) = config.split_once("[gateway]").unwrap_or((config, ""));
+        let text = format!("[gateway]\nname = \"test\"\nstate_dir = \"state\"\n{gateway}\n{api}\n{before}");
         Ok(std::fs::write(self.config(), text)?)
     }
 
@@ -160,6 +163,37 @@ impl Agent {
     /// When it fails.
     pub fn status(&self) -> anyhow::Result<Value> {
         Ok(serde_json::from_str(&self.tell(&["status", "--json"])?)?)
+    }
+
+    /// Hands it a deployment file, as `tidegate apply` does.
+    ///
+    /// # Errors
+    /// When it does not answer; a refusal is an answer.
+    pub async fn apply(&self, file: &Path) -> anyhow::Result<Reply> {
+        Ok(self.client().await?.post_file("/v1/apply", tokio::fs::File::open(file).await?).await?)
+    }
+
+    /// What is deployed here.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn deployment(&self) -> anyhow::Result<DeploymentStatus> {
+        Ok(self.client().await?.get("/v1/deployment").await?.json()?)
+    }
+
+    /// A sample of its metrics: the value behind `sample`, which is the name with its labels.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no such sample.
+    pub async fn metric(&self, sample: &str) -> anyhow::Result<u64> {
+        let reply = self.client().await?.get("/metrics").await?;
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.trim().parse().ok());
+        value.with_context(|| format!("no `{sample}` in {text}"))
+    }
+
+    async fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect(&self.folder.path().join("state/tidegate.sock")).await?)
     }
 
     /// All that it has logged.

@@ -16,6 +16,8 @@ mod source;
 pub struct Guest {
     body: String,
     texts: String,
+    /// Where the files are that it reads.
+    mount: Option<String>,
 }
 
 impl Guest {
@@ -26,12 +28,12 @@ impl Guest {
              (call $answer (call $data (local.get $event)) (call $data_bytes (local.get $event)))",
             topic.len()
         );
-        Self { body, texts: topic.to_owned() }
+        Self { body, texts: topic.to_owned(), mount: None }
     }
 
     /// Appends the payload to `stream`, and returns it.
     pub fn append(stream: &str) -> Self {
-        Self { body: Self::forward(stream).body.replace("$publish", "$append"), texts: stream.to_owned() }
+        Self { body: Self::forward(stream).body.replace("$publish", "$append"), texts: stream.to_owned(), mount: None }
     }
 
     /// Returns the payload.
@@ -41,16 +43,34 @@ impl Guest {
 
     /// A handler of WAT; see the prelude of the agent's own guests for what it may call.
     pub fn raw(body: &str, texts: &str) -> Self {
-        Self { body: body.to_owned(), texts: texts.to_owned() }
+        Self { body: body.to_owned(), texts: texts.to_owned(), mount: None }
+    }
+
+    /// Returns the file of `/opt` that the payload names, and rejects what cannot be read.
+    pub fn reads_layers() -> Self {
+        Self::reads("/opt")
+    }
+
+    /// The same of another mount, whose name has a length of its own.
+    pub fn reads(mount: &str) -> Self {
+        Self { mount: Some(mount.to_owned()), ..Self::raw(source::READS_FILES, "no file") }
     }
 
     /// Does `body` first when the payload begins with `letter`.
     #[must_use]
     pub fn but_on(self, letter: u8, body: &str) -> Self {
-        let Self { body: otherwise, texts } = self;
+        let Self { body: otherwise, texts, mount } = self;
         let first = "(i32.load8_u (call $data (local.get $event)))";
         let body = format!("(if (i32.eq {first} (i32.const {letter})) (then {body}))\n{otherwise}");
-        Self { body, texts }
+        Self { body, texts, mount }
+    }
+
+    /// The component itself.
+    pub fn component(&self) -> Vec<u8> {
+        match &self.mount {
+            Some(mount) => source::component_with_files(mount, &self.body, &self.texts),
+            None => source::component(&self.body, &self.texts),
+        }
     }
 
     /// Writes it as a bundle; a newer version takes the place of an older one.
@@ -60,7 +80,7 @@ impl Guest {
     pub fn write(&self, bundle: &Path, version: &str) -> anyhow::Result<()> {
         let name = bundle.file_name().and_then(|name| name.to_str()).context("a bundle needs a name")?;
         std::fs::create_dir_all(bundle)?;
-        std::fs::write(bundle.join("guest.wasm"), source::component(&self.body, &self.texts))?;
+        std::fs::write(bundle.join("guest.wasm"), self.component())?;
         let manifest =
             format!("name = \"{name}\"\nversion = \"{version}\"\nruntime = \"wasm\"\ncomponent = \"guest.wasm\"\n");
         Ok(std::fs::write(bundle.join("function.toml"), manifest)?)

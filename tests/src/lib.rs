@@ -4,11 +4,14 @@
 //! are in a folder of the test's own.
 
 mod agent;
+mod control_plane;
 mod device;
 mod guest;
 pub mod http;
+pub mod line;
 #[path = "../../agent/tests/support/mosquitto.rs"]
 mod mosquitto;
+pub mod signed;
 pub mod site;
 pub mod wire;
 
@@ -19,9 +22,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 pub use self::agent::Agent;
+pub use self::control_plane::ControlPlane;
 pub use self::device::{Device, Message};
 pub use self::guest::Guest;
 pub use self::mosquitto::Mosquitto;
+pub use self::signed::Signers;
 pub use self::site::Site;
 pub use tidegate::cli::demo::link::Link;
 

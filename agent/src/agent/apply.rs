@@ -19,7 +19,9 @@ use crate::api::status::Reloaded;
 use crate::broker::Broker;
 use crate::broker::embedded::{EmbeddedBroker, Intake};
 use crate::clock::Clock;
-use crate::config::{BrokerUser, Config, EmbeddedBrokerConfig, MqttConfig, TriggerConfig};
+use crate::config::{
+    BrokerUser, Config, EmbeddedBrokerConfig, GatewayConfig, MqttConfig, MqttTrigger, TriggerConfig, TriggerKind,
+};
 use crate::dispatch::Dispatcher;
 use crate::function::FunctionSpec;
 use crate::inference::Prepared;
@@ -29,6 +31,7 @@ use crate::store::Resolved;
 use crate::topic::TopicFilter;
 use crate::trigger::Submit;
 use crate::trigger::event::EventTriggers;
+use crate::trigger::http::FunctionUrls;
 use crate::trigger::mqtt::{MqttTriggers, Route};
 use crate::trigger::schedule::Schedules;
 use crate::uplink::{Publisher, Publishers, Uplink};
@@ -139,11 +142,15 @@ impl Parts {
         if let Some(embedded) = &config.embedded_broker {
             wanted.insert(BrokerName::parse(LOCAL)?, self.embedded(&mut site, embedded).await?);
         }
-        let connected = self.connect_changed(&site, &wanted)?;
+        let connected = self.connect_changed(&site, &wanted, &config, &specs)?;
+        let urls = self.function_urls(&specs, &before.urls)?;
 
         // What cannot.
-        told.changes.extend(self.replace_models(&config, models));
-        self.journal.configure(config.stream.clone());
+        let buffer_bytes = config.gateway.buffer_bytes;
+        self.journal.configure(config.stream.clone(), buffer_bytes);
+        if buffer_bytes != before.config.gateway.buffer_bytes {
+            told.changes.push(format!("gateway.buffer_bytes: {buffer_bytes}"));
+        }
         told.changes.extend(changes(&before.config.stream, &config.stream, "stream"));
         let gone: Vec<_> = site.brokers.extract_if(.., |name, (config, _)| wanted.get(name) != Some(config)).collect();
         for (name, _) in &gone {
@@ -157,8 +164,8 @@ impl Parts {
             site.brokers.insert(name, (config, broker));
         }
         self.outlets.set_routes(site.handles().into_iter().collect(), own_filters(&specs));
-        for function in changed {
-            let (spec, old) = (Arc::clone(&function.spec), site.specs.get(&function.spec.name));
+        for function in &changed {
+            let (spec, old) = (&function.spec, site.specs.get(&function.spec.name));
             told.changes.push(match old {
                 None => format!("function `{}`: {} added", spec.name, spec.version),
                 Some(old) if old.version == spec.version => {
@@ -166,18 +173,24 @@ impl Parts {
                 }
                 Some(old) => format!("function `{}`: {} → {}", spec.name, old.version, spec.version),
             });
-            self.dispatcher.deploy(function);
         }
+        let models_before = self.model_digests();
+        let had = before.config.model.iter().map(|model| model.name.clone());
+        let gone_models: Vec<_> = had.filter(|name| !config.model.iter().any(|model| model.name == *name)).collect();
+        self.dispatcher.switch(changed, || self.models.replace(models, &gone_models));
+        told.changes.extend(changes(&models_before, &self.model_digests(), "model"));
         let removed: Vec<_> =
             site.specs.keys().filter(|name| !specs.iter().any(|spec| spec.name == **name)).cloned().collect();
         site.specs = specs.iter().map(|spec| (spec.name.clone(), Arc::clone(spec))).collect();
-        self.listen(&mut site, &specs)?;
+        self.listen(&mut site, &config, &specs)?;
         for name in removed {
             told.changes.push(format!("function `{name}`: removed"));
             self.dispatcher.remove(&name);
             self.metrics.forget(&name);
         }
-        self.runtime.retain(&specs.iter().map(|spec| &*spec.digest).collect::<Vec<_>>());
+        let spare = self.spare_code.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        self.runtime
+            .retain(&specs.iter().map(|spec| &*spec.digest).chain(spare.iter().map(|d| &**d)).collect::<Vec<_>>());
         let anew: Vec<_> = gone.iter().map(|(name, _)| name.clone()).collect();
         self.drain_streams(&mut site, &config, &anew).await?;
         for (_, (_, broker)) in gone {
@@ -185,15 +198,15 @@ impl Parts {
             tokio::spawn(async move { broker.disconnect(super::DISCONNECT_PATIENCE).await });
         }
         let events = EventTriggers::new(specs.iter().flat_map(|spec| {
-            spec.triggers.iter().filter_map(|trigger| match trigger {
-                TriggerConfig::Event(event) => Some((spec.name.clone(), event.clone())),
+            spec.triggers.iter().filter_map(|trigger| match &trigger.kind {
+                TriggerKind::Event(event) => Some((spec.name.clone(), event.clone())),
                 _ => None,
             })
         }));
         let brokers =
             site.brokers.iter().map(|(name, (mqtt, broker))| (name.clone(), (mqtt.url.clone(), broker.clone())));
         let (brokers, uplink) = (brokers.collect(), site.uplink.clone());
-        self.layout.replace(Current { config, brokers, uplink, events: Arc::new(events) });
+        self.layout.replace(Current { config, brokers, uplink, events: Arc::new(events), urls: Arc::new(urls) });
         for change in &told.changes {
             tracing::info!("{change}");
         }
@@ -261,29 +274,22 @@ impl Parts {
         Ok(prepared)
     }
 
-    /// Has them take over, and says what that changed.
-    fn replace_models(&self, config: &Config, prepared: Vec<Prepared>) -> Vec<String> {
-        let digests = || -> BTreeMap<_, _> {
-            self.models.status().into_iter().map(|model| (model.name.to_string(), model.digest)).collect()
-        };
-        let before = digests();
-        prepared.into_iter().for_each(|model| self.models.install(model));
-        for old in
-            self.layout.current().config.model.iter().filter(|old| !config.model.iter().any(|m| m.name == old.name))
-        {
-            self.models.remove(&old.name);
-        }
-        changes(&before, &digests(), "model")
+    fn model_digests(&self) -> BTreeMap<String, String> {
+        self.models.status().into_iter().map(|model| (model.name.to_string(), model.digest)).collect()
     }
 
     fn connect_changed(
         &self,
         site: &Site,
         wanted: &BTreeMap<BrokerName, MqttConfig>,
+        all: &Config,
+        specs: &[Arc<FunctionSpec>],
     ) -> anyhow::Result<Vec<(BrokerName, MqttConfig, Broker)>> {
         let mut connected = Vec::new();
+        let uplinks = self.uplink_thread.handle();
         for (name, config) in wanted {
             if site.brokers.get(name).map(|(config, _)| config) != Some(config) {
+                let _there = only_drains(name, all, specs).then(|| uplinks.enter());
                 let (clock, net) = (self.clock.clone(), self.net.clone());
                 let broker =
                     Broker::connect(name.clone(), config, &self.gateway, &site.state_dir, &self.limits, clock, net)?;
@@ -292,6 +298,17 @@ impl Parts {
             }
         }
         Ok(connected)
+    }
+
+    fn function_urls(&self, specs: &[Arc<FunctionSpec>], before: &FunctionUrls) -> anyhow::Result<FunctionUrls> {
+        let triggers = specs.iter().flat_map(|spec| {
+            spec.triggers.iter().filter_map(|trigger| match &trigger.kind {
+                TriggerKind::Http(http) => Some((spec.name.clone(), http.clone())),
+                _ => None,
+            })
+        });
+        FunctionUrls::new(triggers, self.limits.url_calls_max, &self.metrics, before)
+            .context("cannot read the `token_file` of a function URL")
     }
 
     /// Has the streams that say so drain.
@@ -303,20 +320,26 @@ impl Parts {
             Some(uplink) => uplink.configure(&publishers, &config.stream, anew).await,
             None => {
                 let (journal, gateway, clock) = (Arc::clone(&self.journal), self.gateway.clone(), self.clock.clone());
-                site.uplink = Some(Arc::new(Uplink::start(journal, &publishers, gateway, &config.stream, clock)?));
+                site.uplink = Some(Arc::new(Uplink::start_with(
+                    journal,
+                    &publishers,
+                    gateway,
+                    &config.stream,
+                    clock,
+                    self.cloud.clone(),
+                    self.uplink_thread.handle(),
+                )?));
             }
         }
         Ok(())
     }
 
     /// Has the triggers of `specs`, and no others, make events.
-    fn listen(&self, site: &mut Site, specs: &[Arc<FunctionSpec>]) -> anyhow::Result<()> {
+    fn listen(&self, site: &mut Site, config: &Config, specs: &[Arc<FunctionSpec>]) -> anyhow::Result<()> {
         for (name, (config, broker)) in &site.brokers {
             let routes = specs.iter().flat_map(|spec| {
-                spec.triggers.iter().filter_map(|trigger| match trigger {
-                    TriggerConfig::Mqtt(mqtt)
-                        if mqtt.broker.as_ref().map_or(LOCAL, BrokerName::as_str) == name.as_str() =>
-                    {
+                spec.triggers.iter().filter_map(|trigger| match &trigger.kind {
+                    TriggerKind::Mqtt(mqtt) if broker_of(mqtt) == name.as_str() => {
                         Some(Route { filter: mqtt.filter.clone(), qos: mqtt.qos, function: spec.name.clone() })
                     }
                     _ => None,
@@ -334,23 +357,39 @@ impl Parts {
             broker.subscribe(subscribed.subscriptions(), subscribed);
         }
         let schedules = specs.iter().flat_map(|spec| {
-            spec.triggers.iter().filter_map(|trigger| match trigger {
-                TriggerConfig::Schedule(schedule) => Some((spec.name.clone(), schedule.clone())),
+            spec.triggers.iter().filter_map(|trigger| match &trigger.kind {
+                TriggerKind::Schedule(schedule) => Some((spec.name.clone(), schedule.clone())),
                 _ => None,
             })
         });
         if let Some(running) = &mut site.schedules {
             running.apply(schedules)?;
         }
+        let all =
+            specs.iter().flat_map(|spec| spec.triggers.iter().map(|trigger| (spec.name.clone(), trigger.clone())));
+        self.sources.apply(&config.source, all.collect());
         Ok(())
     }
+}
+
+/// The broker that a trigger listens to.
+fn broker_of(trigger: &MqttTrigger) -> &str {
+    trigger.broker.as_ref().map_or(LOCAL, BrokerName::as_str)
+}
+
+/// Whether streams drain to that broker, and no trigger waits for what comes from it.
+fn only_drains(broker: &BrokerName, config: &Config, specs: &[Arc<FunctionSpec>]) -> bool {
+    let uplinks = config.stream.values().filter_map(|stream| stream.uplink.as_ref()?.broker());
+    let mut triggers = specs.iter().flat_map(|spec| &spec.triggers);
+    let is_heard = |trigger: &TriggerConfig| matches!(&trigger.kind, TriggerKind::Mqtt(mqtt) if broker_of(mqtt) == broker.as_str());
+    uplinks.into_iter().any(|uplink| uplink == broker) && !triggers.any(is_heard)
 }
 
 /// What a publish of ours would come back by.
 fn own_filters(specs: &[Arc<FunctionSpec>]) -> Vec<crate::topic::TopicFilter> {
     let triggers = specs.iter().flat_map(|spec| &spec.triggers);
-    let filters = triggers.filter_map(|trigger| match trigger {
-        TriggerConfig::Mqtt(mqtt) => Some(mqtt.filter.clone()),
+    let filters = triggers.filter_map(|trigger| match &trigger.kind {
+        TriggerKind::Mqtt(mqtt) => Some(mqtt.filter.clone()),
         _ => None,
     });
     filters.collect()
@@ -376,12 +415,15 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<String> {
     if before.file.as_os_str().is_empty() {
         return Vec::new();
     }
+    // This one is not.
+    let buffer_bytes = after.gateway.buffer_bytes;
     let sections = [
-        ("[gateway]", before.gateway != after.gateway),
+        ("[gateway]", GatewayConfig { buffer_bytes, ..before.gateway.clone() } != after.gateway),
         ("[embedded_broker]", before.embedded_broker != after.embedded_broker),
         ("[api]", before.api != after.api),
         ("[log]", before.log != after.log),
         ("[trace]", before.trace != after.trace),
+        ("[cloud]", before.cloud != after.cloud),
         ("[inference]", before.inference != after.inference),
     ];
     sections.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section.to_owned()).collect()

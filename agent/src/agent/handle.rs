@@ -1,11 +1,12 @@
 //! The agent as the API sees it.
 
 use std::fmt;
+use std::io::Read;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{Parts, layout};
+use super::Parts;
 use crate::api::AgentHandle;
 use crate::api::status::{
     BrokerStatus, FunctionNumbers, FunctionStatus, Health, Latency, ModelStatus, OutboxStatus, Reloaded, Status,
@@ -13,6 +14,7 @@ use crate::api::status::{
 };
 use crate::broker::{Broker, Link};
 use crate::config::{Config, StreamConfig};
+use crate::deployment::{Applied, ApplyError, Deployer, DeploymentStatus};
 use crate::dispatch::{Answer, LetterError, LetterPage, StoredLetter};
 use crate::event::Event;
 use crate::hint::Told;
@@ -20,9 +22,10 @@ use crate::journal::{DEAD_LETTER_BYTES, DEAD_LETTERS};
 use crate::metrics::Metrics;
 use crate::name::{BrokerName, FunctionName, ModelName};
 use crate::receipt::Receipt;
-use crate::store;
 use crate::telemetry::LogRing;
 use crate::trigger::event::EventTriggers;
+use crate::trigger::http::FunctionUrls;
+use crate::trigger::source::SourceStatus;
 use crate::trigger::{Delivery, Refused, Submit};
 use crate::uplink::{UplinkState, UplinkStatus};
 
@@ -40,17 +43,8 @@ impl Submit for Parts {
 
 impl AgentHandle for Parts {
     fn health(&self) -> Health {
-        let mut reasons = Vec::new();
-        for (name, (_, broker)) in &self.layout.current().brokers {
-            let status = broker.status();
-            if status.link == Link::Down {
-                let why = status.last_error.unwrap_or_else(|| "still connecting".to_owned());
-                reasons.push(format!("broker `{name}` is not connected: {why}"));
-            }
-            for (filter, why) in status.refused {
-                reasons.push(format!("broker `{name}` refused the subscription to `{filter}`: {why}"));
-            }
-        }
+        let mut reasons = self.unhealthy_brokers();
+        reasons.extend(self.deployer.get().and_then(|deployer| deployer.status().broken));
         Health { reasons }
     }
 
@@ -76,6 +70,8 @@ impl AgentHandle for Parts {
                 acked_sequence: stream.acked_sequence,
                 dropped_by_age: stream.dropped_by_age,
                 dropped_by_bytes: stream.dropped_by_bytes,
+                dropped_by_buffer: stream.dropped_by_buffer,
+                lost: stream.lost,
             }
         });
         Status {
@@ -85,10 +81,30 @@ impl AgentHandle for Parts {
             functions: self.dispatcher.functions().iter().map(function_status).collect(),
             brokers: current.brokers.iter().map(|(name, (url, broker))| broker_status(name, url, broker)).collect(),
             unclaimed: self.dispatcher.orphans().into_iter().map(unclaimed_status).collect(),
+            sources: self.sources.status(),
             outboxes: self.outlets.outboxes().into_iter().map(outbox_status).collect(),
             streams: streams.collect(),
             models: self.models.status().into_iter().filter_map(model_status).collect(),
+            deployment: self.deployment(),
         }
+    }
+
+    fn deployment(&self) -> Option<DeploymentStatus> {
+        self.deployer.get().map(Deployer::status)
+    }
+
+    fn apply(&self, archive: Box<dyn Read + Send>) -> BoxFuture<'_, Result<Applied, ApplyError>> {
+        Box::pin(async move {
+            match self.deployer.get() {
+                Some(deployer) => deployer.apply(archive).await,
+                None => Err(ApplyError::Refused {
+                    why: "this gateway trusts nobody who could have signed it".to_owned(),
+                    hint: Some(
+                        "add `[cloud]` with `root = \"root.json\"` to gateway.toml, and restart the agent".to_owned(),
+                    ),
+                }),
+            }
+        })
     }
 
     fn metrics(&self) -> &Metrics {
@@ -105,6 +121,10 @@ impl AgentHandle for Parts {
 
     fn event_triggers(&self) -> Arc<EventTriggers> {
         Arc::clone(&self.layout.current().events)
+    }
+
+    fn function_urls(&self) -> Arc<FunctionUrls> {
+        Arc::clone(&self.layout.current().urls)
     }
 
     fn invoke<'a>(&'a self, function: &'a FunctionName, event: Arc<Event>) -> BoxFuture<'a, Result<Answer, Refused>> {
@@ -134,10 +154,13 @@ impl AgentHandle for Parts {
 
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>> {
         Box::pin(async move {
-            let file = self.layout.current().config.file.clone();
-            let config = Config::load(&file).map_err(|errors| errors.to_string())?;
-            let functions = store::resolve_all(&config, &self.limits).map_err(|errors| errors.to_string())?;
-            self.apply(config, functions).await.map_err(|error| Told::of(&error).text())
+            let config = Config::load(&self.layers().base.file).map_err(|errors| errors.to_string())?;
+            let told = self.reconfigure(|layers| layers.base = Arc::new(config)).await;
+            let (told, _) = told.map_err(|error| Told::of(&error).text())?;
+            if let Some(deployer) = self.deployer.get() {
+                deployer.reloaded().await;
+            }
+            Ok(told)
         })
     }
 }
@@ -147,7 +170,7 @@ fn function_status(function: &crate::dispatch::FunctionStatus) -> FunctionStatus
         name: function.spec.name.clone(),
         version: function.spec.version.to_string(),
         digest: function.spec.digest.to_string(),
-        triggers: layout::in_words(&function.spec),
+        triggers: function.spec.triggers.iter().map(|trigger| trigger.kind.to_string()).collect(),
         busy: function.busy,
         idle: function.idle,
         queued: function.queued,
@@ -195,6 +218,22 @@ fn model_status(model: crate::inference::ModelStatus) -> Option<ModelStatus> {
 }
 
 impl Parts {
+    /// What is wrong with the connections to brokers.
+    pub(super) fn unhealthy_brokers(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for (name, (_, broker)) in &self.layout.current().brokers {
+            let status = broker.status();
+            if status.link == Link::Down {
+                let why = status.last_error.unwrap_or_else(|| "still connecting".to_owned());
+                reasons.push(format!("broker `{name}` is not connected: {why}"));
+            }
+            for (filter, why) in status.refused {
+                reasons.push(format!("broker `{name}` refused the subscription to `{filter}`: {why}"));
+            }
+        }
+        reasons
+    }
+
     /// Has `/metrics` show what the parts know themselves.
     pub(super) fn publish_metrics(self: &Arc<Self>) {
         // The metrics belong to the parts: a strong reference would keep both alive for ever.
@@ -223,6 +262,13 @@ impl Parts {
         scrape.counters("tidegate_broker_reconnects", "Connections after the first", brokers(|b| b.reconnects))?;
         scrape.counters("tidegate_broker_received", "Messages that came", brokers(|b| b.received))?;
         scrape.counters("tidegate_broker_published", "Messages that were published", brokers(|b| b.published))?;
+        let sources = |value: fn(&SourceStatus) -> u64| {
+            status.sources.iter().map(move |source| ([("source", source.name.as_str())], value(source)))
+        };
+        scrape.counters("tidegate_source_events", "Events that were taken from the source", sources(|s| s.events))?;
+        scrape.counters("tidegate_source_troubles", "How often something went wrong", sources(|s| s.troubles))?;
+        let well = sources(|s| u64::from(s.trouble.is_none())).map(gauge);
+        scrape.gauges("tidegate_source_well", "Whether the source works now", well)?;
         let outboxes = |value: fn(&OutboxStatus) -> u64| {
             status.outboxes.iter().map(move |outbox| ([("broker", outbox.broker.as_str())], value(outbox)))
         };
@@ -250,6 +296,9 @@ impl Parts {
         )?;
         let by_bytes = streams(|s| s.dropped_by_bytes);
         scrape.counters("tidegate_stream_dropped_by_bytes", "Records that `max_bytes` cost, ever", by_bytes)?;
+        let by_total = streams(|s| s.dropped_by_buffer);
+        scrape.counters("tidegate_stream_dropped_by_buffer", "Records that `buffer_bytes` cost, ever", by_total)?;
+        scrape.counters("tidegate_stream_lost", "Records that damage cost, ever", streams(|s| s.lost))?;
         let ages =
             status.streams.iter().map(|s| ([("stream", s.name.as_str())], s.age_ms.unwrap_or(0) / 1000)).map(gauge);
         scrape.gauges("tidegate_stream_backlog_age_seconds", "Age of the oldest record on disk", ages)?;
@@ -266,6 +315,9 @@ impl Parts {
         scrape.counters("tidegate_uplink_refused", "Refusals by the other side", uplinks(|u| u.refused))?;
         let letters = uplinks(|u| u.dead_letters);
         scrape.counters("tidegate_uplink_dead_letters", "Records that could never be sent", letters)?;
+        let code = self.runtime.code_counts();
+        let sources = [("compiler", code.compiled), ("publisher", code.adopted)].map(|(from, n)| ([("from", from)], n));
+        scrape.counters("tidegate_native_code", "Components that came by native code, and how", sources)?;
         let models = status.models.iter().map(|model| ([("model", model.name.as_str())], model.run.count));
         scrape.counters("tidegate_model_runs", "Runs of the model", models)
     }

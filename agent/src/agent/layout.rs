@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::broker::Broker;
-use crate::config::{Config, TriggerConfig};
-use crate::function::FunctionSpec;
+use crate::config::Config;
 use crate::name::BrokerName;
 use crate::trigger::event::EventTriggers;
+use crate::trigger::http::FunctionUrls;
 use crate::uplink::Uplink;
 
 /// One state.
@@ -18,6 +18,7 @@ pub(super) struct Current {
     pub(super) brokers: BTreeMap<BrokerName, (String, Broker)>,
     pub(super) uplink: Option<Arc<Uplink>>,
     pub(super) events: Arc<EventTriggers>,
+    pub(super) urls: Arc<FunctionUrls>,
 }
 
 /// The state that is current.
@@ -32,24 +33,4 @@ impl Layout {
     pub(super) fn replace(&self, current: Current) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(current);
     }
-}
-
-/// Triggers as `status` shows them: `mqtt local sensors/+/temp`, `every 5m`.
-pub(super) fn in_words(spec: &FunctionSpec) -> Vec<String> {
-    let words = |trigger: &TriggerConfig| match trigger {
-        TriggerConfig::Mqtt(mqtt) => {
-            let broker = mqtt.broker.as_ref().map_or("local", BrokerName::as_str);
-            format!("mqtt {broker} {}", mqtt.filter)
-        }
-        TriggerConfig::Schedule(schedule) => match (&schedule.every, &schedule.cron) {
-            (Some(every), _) => format!("every {every}"),
-            (None, Some(cron)) => format!("cron {cron}"),
-            (None, None) => "never".to_owned(),
-        },
-        TriggerConfig::Event(event) => match &event.source {
-            Some(source) => format!("event {} from {source}", event.kind),
-            None => format!("event {}", event.kind),
-        },
-    };
-    spec.triggers.iter().map(words).collect()
 }

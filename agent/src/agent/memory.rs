@@ -1,4 +1,4 @@
-//! Gives back memory that only a start or a reload needed, so that a gateway at rest holds little.
+//! Gives back memory that only a start, a reload or a burst needed, so that a gateway at rest holds little, however long it runs.
 //!
 //! Compiling a function leaves tens of megabytes of freed heap, and starting touches much of the binary once: the dynamic
 //! linker's tables, the parsers, the compiler, each with the 64 KiB around it that the kernel maps too. Pages of the binary
@@ -13,11 +13,43 @@ use rustix::mm::{Advice, madvise};
 /// After this long what was applied is at work, and its own pages are the first to be mapped again.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// Allocations from here on are given back when they are freed: those of a segment that is read, or of a large event. By glibc's
+/// default the first of them makes the allocator keep the next.
+#[cfg(target_env = "gnu")]
+const LARGE_BYTES: std::ffi::c_int = 1 << 20;
+/// Heaps that threads share. By glibc's default each thread soon has its own, and each keeps holes that no other can use.
+#[cfg(target_env = "gnu")]
+const HEAPS_MAX: std::ffi::c_int = 2;
+/// How often what is not in use is given back: a few times between two polls of the control plane.
+const RELEASE_EVERY: Duration = Duration::from_secs(15);
+
+/// Has the allocator keep little. To be called before there are threads.
+pub fn bound_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        const M_MMAP_THRESHOLD: std::ffi::c_int = -3;
+        const M_ARENA_MAX: std::ffi::c_int = -8;
+        set_allocator(M_MMAP_THRESHOLD, LARGE_BYTES);
+        set_allocator(M_ARENA_MAX, HEAPS_MAX);
+    }
+}
+
+/// Keeps memory small from now on, as long as the runtime runs.
+pub(super) fn stay_small() {
+    tokio::spawn(async {
+        let mut ticks = tokio::time::interval(RELEASE_EVERY);
+        loop {
+            ticks.tick().await;
+            // The kernel walks all page tables for this.
+            let _ = tokio::task::spawn_blocking(release).await;
+        }
+    });
+}
+
 /// Does so in a while.
 pub(super) fn release_soon() {
     tokio::spawn(async {
         tokio::time::sleep(SETTLED).await;
-        // The kernel walks all page tables for this.
         let _ = tokio::task::spawn_blocking(release).await;
     });
 }
@@ -72,6 +104,17 @@ fn trim_heap() {
     #[expect(unsafe_code, reason = "it takes its own locks, and touches only what is free")]
     // SAFETY: as above; the result only says whether anything was given back.
     let _ = unsafe { malloc_trim(0) };
+}
+
+#[cfg(target_env = "gnu")]
+fn set_allocator(parameter: std::ffi::c_int, value: std::ffi::c_int) {
+    #[allow(unsafe_code, reason = "glibc's own declaration")]
+    unsafe extern "C" {
+        fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    #[expect(unsafe_code, reason = "it takes its own locks, and changes what later allocations do")]
+    // SAFETY: as above; the result only says whether the parameter is known.
+    let _ = unsafe { mallopt(parameter, value) };
 }
 
 #[cfg(not(target_env = "gnu"))]

@@ -1,11 +1,12 @@
 //! The composition root: the parts of the agent meet here and nowhere else.
 
 mod apply;
+mod deploy;
 mod handle;
 mod layout;
 mod memory;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,10 +14,13 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use self::apply::Site;
+use self::deploy::Layers;
 use self::layout::Layout;
+pub use self::memory::bound_heap;
 use crate::api::{AgentHandle, Api, ApiOptions};
 use crate::clock::Clock;
 use crate::config::{ApiListen, Config};
+use crate::deployment::{self, Deployer, Host, Tools};
 use crate::dispatch::{Dispatcher, Outlets};
 use crate::inference::Models;
 use crate::journal::{Journal, JournalConfig};
@@ -27,11 +31,16 @@ use crate::net::Net;
 use crate::runtime::{Runtime, RuntimeConfig, Services, Threads};
 use crate::store;
 use crate::telemetry::{self, Exporter, LogRing};
+use crate::trigger::source::Sources;
+use crate::uplink::UplinkThread;
 
 /// How long running invocations may go on once the agent stops.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long publishes may wait for their confirmation once the agent stops. What is not confirmed then is done again.
 const DISCONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Instances that what is deployed later may have at the same time, beside those of the configuration at the start.
+const DEPLOYED_INSTANCES: u32 = 128;
 
 /// The outside world, so that tests can start the very same agent in another one.
 #[derive(Clone, Debug, Default)]
@@ -80,6 +89,17 @@ struct Parts {
     outlets: Outlets,
     dispatcher: Dispatcher,
     site: Mutex<Site>,
+    sources: Sources,
+    uplink_thread: UplinkThread,
+    /// What the configuration that serves is made of.
+    layers: RwLock<Layers>,
+    /// Held while that changes.
+    reconfiguring: Mutex<()>,
+    /// Components that do not serve, but may at any moment.
+    spare_code: std::sync::Mutex<Vec<Arc<str>>>,
+    cloud: Option<sync_client::Cloud>,
+    /// Set once, when the parts are there that it works with.
+    deployer: OnceLock<Deployer>,
     /// What is configured and connected now, for those who only look.
     layout: Layout,
 }
@@ -107,10 +127,15 @@ impl Agent {
 
         let metrics = Metrics::new();
         let (tracer, exporter) = Exporter::start(&config.trace, &gateway, &limits, &metrics, clock.clone())?;
-        let journal_config = JournalConfig { streams: config.stream.clone(), limits: Arc::clone(&limits) };
+        let mut opened = deployment::open(&config, &limits, &clock)?;
+        let fit = opened.as_mut().and_then(|opened| opened.fit(&config));
+        let (stream, functions) = match fit {
+            Some(fit) => (fit.config.stream, fit.functions),
+            None => (config.stream.clone(), store::resolve_all(&config, &limits)?),
+        };
+        let journal_config = JournalConfig { streams: stream, limits: Arc::clone(&limits) };
         let journal = Arc::new(Journal::open(&state_dir.join("journal"), journal_config, clock.clone())?);
         let models = Arc::new(Models::open(&config.inference, Arc::clone(&limits))?);
-        let functions = store::resolve_all(&config, &limits)?;
         let services = Services {
             models: Arc::clone(&models),
             journal: Arc::clone(&journal),
@@ -119,7 +144,8 @@ impl Agent {
         };
         let runtime_config = RuntimeConfig {
             cache_dir: Some(state_dir.join("compiled")),
-            instances_max: functions.iter().map(|function| function.spec.concurrency).sum(),
+            instances_max: functions.iter().map(|function| function.spec.concurrency).sum::<u32>()
+                + opened.as_ref().map_or(0, |_| DEPLOYED_INSTANCES),
             threads,
         };
         let runtime = Runtime::new(runtime_config, services)?;
@@ -134,6 +160,7 @@ impl Agent {
             clock.clone(),
         );
         let site = Mutex::new(Site::new(&dispatcher, &state_dir, clock.clone()));
+        let sources = Sources::new(Arc::new(dispatcher.clone()), &state_dir, &limits, clock.clone());
         let parts = Arc::new(Parts {
             started: clock.instant(),
             gateway,
@@ -149,11 +176,27 @@ impl Agent {
             outlets,
             dispatcher,
             site,
+            sources,
+            uplink_thread: UplinkThread::start(threads)?,
+            layers: RwLock::default(),
+            reconfiguring: Mutex::default(),
+            spare_code: std::sync::Mutex::default(),
+            cloud: opened.as_ref().map(deployment::Opened::cloud),
+            deployer: OnceLock::new(),
             layout: Layout::default(),
         });
         parts.publish_metrics();
-        parts.apply(config.clone(), functions).await?;
+        parts.begin(config.clone(), &mut opened).await?;
+        if let Some(opened) = opened {
+            let (runtime, models) = (parts.runtime.clone(), Arc::clone(&parts.models));
+            let tools = Tools { runtime, models, metrics: parts.metrics.clone(), logs: parts.logs.clone() };
+            let host = Arc::clone(&parts) as Arc<dyn Host>;
+            parts.deployer.get_or_init(|| opened.start(host, tools));
+        }
         let api = parts.serve(&config).await?;
+        if parts.threads != Threads::OfTheCaller {
+            memory::stay_small();
+        }
         tracing::info!(gateway = %parts.gateway, version = env!("CARGO_PKG_VERSION"), "the agent runs");
         Ok(Self { parts, api, exporter })
     }
@@ -172,8 +215,12 @@ impl Agent {
         shutdown.await;
         let Self { parts, api, exporter } = self;
         api.stop().await;
+        if let Some(deployer) = parts.deployer.get() {
+            deployer.stop().await;
+        }
         let mut site = parts.site.lock().await;
         site.stop_triggers();
+        parts.sources.stop().await;
         parts.dispatcher.drain(DRAIN_PATIENCE).await;
         parts.outlets.stop(DISCONNECT_PATIENCE).await;
         site.stop_links(DISCONNECT_PATIENCE).await;

@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{HeaderMap, Method, Request, StatusCode};
@@ -111,11 +112,17 @@ impl Reply {
     }
 }
 
+/// What is sent along with a request.
+type Sent = UnsyncBoxBody<Bytes, io::Error>;
+
+/// How much of a file is read at once.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// A connection to the agent of this machine.
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Sent>,
 }
 
 impl Client {
@@ -154,6 +161,21 @@ impl Client {
         self.call(Method::POST, path, &[(CONTENT_TYPE.as_str(), content_type)], body.into()).await
     }
 
+    /// Sends a file, piece by piece.
+    ///
+    /// # Errors
+    /// When the connection breaks. An error status is an answer.
+    pub async fn post_file(&mut self, path: &str, file: tokio::fs::File) -> Result<Reply, ClientError> {
+        let pieces = futures_util::stream::try_unfold(file, |mut file| async move {
+            let mut piece = vec![0; PIECE_BYTES];
+            let bytes = tokio::io::AsyncReadExt::read(&mut file, &mut piece).await?;
+            piece.truncate(bytes);
+            io::Result::Ok((bytes > 0).then(|| (Frame::data(Bytes::from(piece)), file)))
+        });
+        let answer = self.send(Method::POST, path, &[], StreamBody::new(pieces).boxed_unsync()).await?;
+        self.reply(answer).await
+    }
+
     /// Any call.
     ///
     /// # Errors
@@ -165,7 +187,12 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Reply, ClientError> {
-        let (parts, body) = self.send(method, path, headers, body).await?.into_parts();
+        let answer = self.send(method, path, headers, whole(body)).await?;
+        self.reply(answer).await
+    }
+
+    async fn reply(&self, answer: hyper::Response<Incoming>) -> Result<Reply, ClientError> {
+        let (parts, body) = answer.into_parts();
         let body = body.collect().await.map_err(|source| self.broken(source))?.to_bytes();
         Ok(Reply { status: parts.status, headers: parts.headers, body })
     }
@@ -175,7 +202,7 @@ impl Client {
     /// # Errors
     /// When the connection breaks, or with what the agent said.
     pub async fn lines(&mut self, path: &str, mut on_line: impl FnMut(&str) -> bool) -> Result<(), ClientError> {
-        let (parts, mut body) = self.send(Method::GET, path, &[], Bytes::new()).await?.into_parts();
+        let (parts, mut body) = self.send(Method::GET, path, &[], whole(Bytes::new())).await?.into_parts();
         if !parts.status.is_success() {
             let body = body.collect().await.map_err(|source| self.broken(source))?.to_bytes();
             return Reply { status: parts.status, headers: parts.headers, body }.success().map(|_| ());
@@ -199,13 +226,13 @@ impl Client {
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
-        body: Bytes,
+        body: Sent,
     ) -> Result<hyper::Response<Incoming>, ClientError> {
         let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(body)).map_err(|error| ClientError::Refused {
+        let request = request.body(body).map_err(|error| ClientError::Refused {
             status: StatusCode::BAD_REQUEST,
             error: format!("`{path}` cannot be asked for: {error}"),
             hint: None,
@@ -217,4 +244,8 @@ impl Client {
     fn broken(&self, source: hyper::Error) -> ClientError {
         ClientError::Broken { path: self.path.clone(), source }
     }
+}
+
+fn whole(body: Bytes) -> Sent {
+    Full::new(body).map_err(|never| match never {}).boxed_unsync()
 }

@@ -1,24 +1,24 @@
 //! Who may call over TCP. The Unix socket needs none of it: the file system decides who may open that.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
 use crate::name::GatewayName;
+use crate::trigger::http::{PREFIX, Token};
 
 /// What a request over TCP must bring.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Guard {
     /// Hosts that requests may be for; `None` when any may, because a token is needed anyway.
     hosts: Option<Vec<String>>,
-    /// Digest of the token.
-    token: Option<[u8; 32]>,
+    token: Option<Token>,
 }
 
 impl Guard {
@@ -29,18 +29,17 @@ impl Guard {
             names.into_iter().chain([address.to_string()]).collect()
         };
         let hosts = listen.ip().is_loopback().then(ours);
-        Self { hosts, token: token.map(digest) }
+        Self { hosts, token: token.map(Token::new) }
     }
 
     /// A page of a stranger that a browser on this machine shows can call loopback: under its own name, when its DNS is
     /// pointed here (so `Host` is looked at), or across origins (so `Origin` is).
     fn check(&self, request: &Request) -> Result<(), ApiError> {
         let headers = request.headers();
-        if let Some(hosts) = &self.hosts {
-            let ours = |authority: &str| host(authority).is_some_and(|host| hosts.contains(&host));
+        if self.hosts.is_some() {
             let named = request.uri().authority().map(ToString::to_string);
             let named = named.or_else(|| text(headers.get(HOST)));
-            if !named.as_deref().is_some_and(ours) {
+            if !named.as_deref().is_some_and(|named| self.is_ours(named)) {
                 return Err(ApiError::new(
                     StatusCode::MISDIRECTED_REQUEST,
                     "this host name is not one of this gateway's",
@@ -48,38 +47,66 @@ impl Guard {
                 .hint("call it as `localhost`, by its address, or by the gateway's name")
                 .log(format!("a request for the host {named:?} was refused")));
             }
-            let origin = text(headers.get(ORIGIN));
-            let foreign = |origin: &str| !origin.split_once("://").is_some_and(|(_, authority)| ours(authority));
-            if origin.as_deref().is_some_and(foreign) {
-                return Err(ApiError::new(StatusCode::FORBIDDEN, "pages of other sites may not call this gateway")
-                    .log(format!("a request from the origin {origin:?} was refused")));
-            }
         }
-        let Some(expected) = &self.token else { return Ok(()) };
+        // Who else may call a function URL is for its trigger to say.
+        if is_url(request.uri().path()) {
+            return Ok(());
+        }
+        let origin = text(headers.get(ORIGIN));
+        let foreign = |origin: &str| !origin.split_once("://").is_some_and(|(_, authority)| self.is_ours(authority));
+        if self.hosts.is_some() && origin.as_deref().is_some_and(foreign) {
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "pages of other sites may not call this gateway")
+                .log(format!("a request from the origin {origin:?} was refused")));
+        }
         if request.uri().path() == "/healthz" {
             return Ok(());
+        }
+        self.check_token(headers, None).map(drop)
+    }
+
+    /// Whether `authority` is one that loopback goes by.
+    pub(super) fn is_ours(&self, authority: &str) -> bool {
+        self.hosts.as_ref().is_some_and(|hosts| host(authority).is_some_and(|host| hosts.contains(&host)))
+    }
+
+    /// Whether the token of the API was sent, or `other`; `false` when none is needed.
+    pub(super) fn check_token(&self, headers: &HeaderMap, other: Option<&Token>) -> Result<bool, ApiError> {
+        let mut expected = self.token.iter().chain(other).peekable();
+        if expected.peek().is_none() {
+            return Ok(false);
         }
         let given = text(headers.get(AUTHORIZATION));
         let given = given.as_deref().and_then(|value| value.split_once(' '));
         let given = given.and_then(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer").then_some(token.trim()));
-        // Digests are compared: how long that takes says nothing about the token, whose digest the caller cannot steer.
-        if given.map(digest).as_ref() == Some(expected) {
-            return Ok(());
+        if given.is_some_and(|given| expected.any(|expected| expected.is(given))) {
+            return Ok(true);
         }
         let (what, log) = match given {
             Some(_) => ("the token is not the one of this gateway", "a request with a wrong token was refused"),
             None => ("a token is needed", "a request without a token was refused"),
         };
         Err(ApiError::new(StatusCode::UNAUTHORIZED, what)
-            .hint("send `Authorization: Bearer TOKEN` with the content of `api.token_file`")
+            .hint(
+                "send `Authorization: Bearer TOKEN` with the content of `api.token_file`, or of the function URL's own",
+            )
             .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
             .log(log))
     }
 }
 
-pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+/// Whether `path` is that of a function URL.
+fn is_url(path: &str) -> bool {
+    path.strip_prefix(PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+pub(super) async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     match guard.check(&request) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            if is_url(request.uri().path()) {
+                request.extensions_mut().insert(guard);
+            }
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     }
 }
@@ -93,10 +120,6 @@ fn host(authority: &str) -> Option<String> {
     let uri = format!("http://{authority}/").parse::<Uri>().ok()?;
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
     Some(host.parse::<IpAddr>().map_or_else(|_| host.to_ascii_lowercase(), |address| address.to_string()))
-}
-
-fn digest(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
 }
 
 #[cfg(test)]
@@ -132,6 +155,9 @@ mod tests {
         check(&guard, "/v1/status", &[("host", "localhost"), ("origin", "https://evil.example")], 403);
         check(&guard, "/v1/status", &[("host", "localhost"), ("origin", "null")], 403);
         check(&guard, "/v1/status", &[("host", "localhost"), ("origin", "http://localhost:8470")], 200);
+        // A function URL is under the names of this machine as well; pages and tokens are for its trigger to look at.
+        check(&guard, "/fn/orders", &[("host", "evil.example")], 421);
+        check(&guard, "/fn/orders", &[("host", "localhost"), ("origin", "https://evil.example")], 200);
     }
 
     #[test]
@@ -142,5 +168,7 @@ mod tests {
         check(&guard, "/v1/status", &[("host", "x"), ("authorization", "Basic s3cret")], 401);
         check(&guard, "/v1/status", &[("host", "x"), ("authorization", "bearer s3cret")], 200);
         check(&guard, "/healthz", &[("host", "x")], 200);
+        check(&guard, "/fn/orders", &[("host", "x")], 200);
+        check(&guard, "/fnord", &[("host", "x")], 401);
     }
 }

@@ -1,16 +1,19 @@
 //! What the API needs of the agent, so that it can be tried without one.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
 use super::status::{Health, Reloaded, Status};
+use crate::deployment::{Applied, ApplyError, DeploymentStatus};
 use crate::dispatch::{Answer, LetterError, LetterPage, StoredLetter};
 use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::name::FunctionName;
 use crate::telemetry::LogRing;
 use crate::trigger::event::EventTriggers;
+use crate::trigger::http::FunctionUrls;
 use crate::trigger::{Refused, Submit};
 
 /// The agent, as the API sees it.
@@ -33,6 +36,9 @@ pub trait AgentHandle: Submit + 'static {
     /// Which functions want which posted events.
     fn event_triggers(&self) -> Arc<EventTriggers>;
 
+    /// Which functions have which URLs.
+    fn function_urls(&self) -> Arc<FunctionUrls>;
+
     /// Runs `function` once on `event`: no retry, no dead letter.
     fn invoke<'a>(&'a self, function: &'a FunctionName, event: Arc<Event>) -> BoxFuture<'a, Result<Answer, Refused>>;
 
@@ -52,6 +58,12 @@ pub trait AgentHandle: Submit + 'static {
 
     /// Drops a dead letter for good.
     fn drop_letter(&self, id: u64) -> BoxFuture<'_, Result<(), LetterError>>;
+
+    /// What is deployed here; `None` when nobody may deploy.
+    fn deployment(&self) -> Option<DeploymentStatus>;
+
+    /// Takes a deployment file, and has its deployment run.
+    fn apply(&self, archive: Box<dyn Read + Send>) -> BoxFuture<'_, Result<Applied, ApplyError>>;
 
     /// Reads the config again and applies the difference. The error is for the caller: what, which, why not, hint.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>>;

@@ -21,7 +21,7 @@ use crate::name::FunctionName;
 use crate::receipt::Receipt;
 use crate::trigger::Delivery;
 
-const INVOCATION: HeaderName = HeaderName::from_static("tidegate-invocation");
+pub(super) const INVOCATION: HeaderName = HeaderName::from_static("tidegate-invocation");
 const OUTCOME: HeaderName = HeaderName::from_static("tidegate-outcome");
 const VERSION: HeaderName = HeaderName::from_static("tidegate-version");
 /// As Lambda's `X-Amz-Invocation-Type`.
@@ -51,7 +51,7 @@ pub(super) async fn post(
     Ok(respond(&function, answer))
 }
 
-/// `NAME` or `NAME:QUALIFIER`; only the version that serves can be named for now.
+/// `NAME` or `NAME:QUALIFIER`; only the version that serves can be named.
 fn function_named(shared: &Shared, text: &str) -> Result<FunctionName, ApiError> {
     let (name, qualifier) = text.split_once(':').map_or((text, None), |(name, qualifier)| (name, Some(qualifier)));
     let function =

@@ -8,6 +8,7 @@
 pub mod client;
 pub(crate) mod cloudevents;
 pub mod dead_letters;
+mod deployments;
 mod error;
 mod events;
 mod guard;
@@ -18,6 +19,7 @@ mod server;
 pub mod status;
 #[cfg(test)]
 mod tests;
+mod urls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -120,7 +122,7 @@ impl Api {
         }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Arc::new(Shared { agent, limits: Arc::clone(&limits), clock, stop: stop.clone() });
-        let router = routes::router(shared);
+        let (local, router) = (routes::local(Arc::clone(&shared)), routes::router(shared));
         let server = server::Server::new(&limits, stop.clone(), tasks.clone());
 
         let unix = server::bind_unix(&options.socket).await?;
@@ -129,11 +131,11 @@ impl Api {
             let failed = |source| ApiStartError::Tcp { address: listen, source };
             let tcp = TcpListener::bind(listen).await.map_err(failed)?;
             let bound = tcp.local_addr().map_err(failed)?;
-            let guard = guard::Guard::new(bound, &options.gateway, options.token.as_deref());
-            server.serve(tcp, router.clone().layer(middleware::from_fn_with_state(guard, guard::guard)));
+            let guard = Arc::new(guard::Guard::new(bound, &options.gateway, options.token.as_deref()));
+            server.serve(tcp, router.layer(middleware::from_fn_with_state(guard, guard::guard)));
             address = Some(bound);
         }
-        server.serve(unix, router);
+        server.serve(unix, local);
         Ok(Self { address, socket: options.socket, stop, tasks })
     }
 

@@ -6,14 +6,14 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use axum::{Json, Router};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::error::ApiError;
-use super::{Shared, dead_letters, events, invocations};
+use super::{Shared, dead_letters, deployments, events, invocations, urls};
 use crate::metrics;
 use crate::telemetry::{Follower, LogRecord};
 
@@ -22,6 +22,12 @@ const LOG_LINES: usize = 100;
 
 pub(super) type Agent = State<Arc<Shared>>;
 
+/// What only those may call who may open the Unix socket, beside all the rest.
+pub(super) fn local(shared: Arc<Shared>) -> Router {
+    let apply = Router::new().route("/v1/apply", post(deployments::apply)).with_state(Arc::clone(&shared));
+    router(shared).merge(apply)
+}
+
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/healthz", get(health))
@@ -29,11 +35,15 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/logs", get(logs))
         .route("/v1/reload", post(reload))
+        .route("/v1/deployment", get(deployments::show))
         .route("/v1/dead-letters", get(dead_letters::page))
         .route("/v1/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::discard))
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
         .route("/v1/events", post(events::post))
         .route("/v1/functions/{function}/invocations", post(invocations::post))
+        .route("/fn", any(urls::serve))
+        .route("/fn/", any(urls::serve))
+        .route("/fn/{*path}", any(urls::serve))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown)
         .with_state(shared)
@@ -153,6 +163,6 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
 
 async fn unknown(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path())).hint(
-        "/healthz, /metrics, /v1/status, /v1/logs, /v1/reload, /v1/dead-letters, /v1/events and /v1/functions/NAME/invocations are there",
+        "/healthz, /metrics, /v1/status, /v1/logs, /v1/reload, /v1/deployment, /v1/dead-letters, /v1/events, /v1/functions/NAME/invocations and function URLs below /fn/ are there",
     )
 }

@@ -1,13 +1,16 @@
 //! Accepts connections, within bounds, and sees them to their end.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -48,57 +51,75 @@ pub(super) async fn bind_unix(path: &Path) -> Result<UnixListener, ApiStartError
 pub(super) trait Accept: Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
+
+/// Who calls; in the extensions of each request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) Option<IpAddr>);
 
 impl Accept for TcpListener {
     type Stream = TcpStream;
 
-    async fn accept(&self) -> io::Result<TcpStream> {
-        let (stream, _) = Self::accept(self).await?;
+    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, peer) = Self::accept(self).await?;
         // An answer is one small write: waiting for more to send with it would only delay it.
         stream.set_nodelay(true)?;
-        Ok(stream)
+        Ok((stream, Peer(Some(peer.ip().to_canonical()))))
     }
 }
 
 impl Accept for UnixListener {
     type Stream = UnixStream;
 
-    async fn accept(&self) -> io::Result<UnixStream> {
-        Self::accept(self).await.map(|(stream, _)| stream)
+    async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
+        Self::accept(self).await.map(|(stream, _)| (stream, Peer(None)))
     }
 }
 
 pub(super) struct Server {
     connections_max: usize,
     request_max: Duration,
+    head_bytes_max: usize,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Server {
     pub(super) fn new(limits: &Limits, stop: CancellationToken, tasks: TaskTracker) -> Self {
-        Self { connections_max: limits.api_connections_max, request_max: limits.api_request_max.0, stop, tasks }
+        Self {
+            connections_max: limits.api_connections_max,
+            request_max: limits.api_request_max.0,
+            head_bytes_max: limits.api_head_bytes_max,
+            stop,
+            tasks,
+        }
     }
 
     /// Accepts from `listener` until the API stops.
     pub(super) fn serve(&self, listener: impl Accept, router: Router) {
         let room = Arc::new(Semaphore::new(self.connections_max));
-        let (stop, tasks, request_max) = (self.stop.clone(), self.tasks.clone(), self.request_max);
+        let (stop, tasks) = (self.stop.clone(), self.tasks.clone());
+        let mut http = http1::Builder::new();
+        // Also ends connections that are kept open and not used.
+        http.timer(TokioTimer::new()).header_read_timeout(self.request_max).max_buf_size(self.head_bytes_max);
         self.tasks.spawn(async move {
             loop {
                 let next = async {
                     let permit = Arc::clone(&room).acquire_owned().await.map_err(io::Error::other)?;
-                    listener.accept().await.map(|stream| (stream, permit))
+                    listener.accept().await.map(|accepted| (accepted, permit))
                 };
                 let accepted = tokio::select! {
                     accepted = next => accepted,
                     () = stop.cancelled() => return,
                 };
                 match accepted {
-                    Ok((stream, permit)) => {
-                        tasks.spawn(connection(stream, permit, router.clone(), request_max, stop.clone()));
+                    Ok(((stream, peer), permit)) => {
+                        let connection = connection(stream, peer, http.clone(), router.clone(), stop.clone());
+                        tasks.spawn(async move {
+                            connection.await;
+                            drop::<OwnedSemaphorePermit>(permit);
+                        });
                     }
                     Err(error) => {
                         warn!(%error, "the API could not accept a connection");
@@ -110,19 +131,16 @@ impl Server {
     }
 }
 
-async fn connection<S>(
-    stream: S,
-    permit: OwnedSemaphorePermit,
-    router: Router,
-    request_max: Duration,
-    stop: CancellationToken,
-) where
+async fn connection<S>(stream: S, peer: Peer, http: http1::Builder, router: Router, stop: CancellationToken)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut http = http1::Builder::new();
-    // Also ends connections that are kept open and not used.
-    http.timer(TokioTimer::new()).header_read_timeout(request_max);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let router = TowerToHyperService::new(router);
+    let serve = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.call(request)
+    });
+    let connection = http.serve_connection(TokioIo::new(stream), serve);
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -134,5 +152,4 @@ async fn connection<S>(
     if let Err(error) = result {
         debug!(%error, "an API connection broke");
     }
-    drop(permit);
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::deployment::DeploymentStatus;
 use crate::metrics::{FunctionMetrics, Histogram};
 use crate::name::{BrokerName, FunctionName, GatewayName, ModelName, StreamName};
+use crate::trigger::source::SourceStatus;
 use crate::uplink::UplinkStatus;
 
 /// Whether the agent does its work.
@@ -40,12 +42,18 @@ pub struct Status {
     pub unclaimed: Vec<UnclaimedStatus>,
     /// By name.
     pub brokers: Vec<BrokerStatus>,
+    /// By name: those that a trigger names.
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
     /// By broker: those of the brokers that are configured, and others that still hold publishes.
     pub outboxes: Vec<OutboxStatus>,
     /// By name, the dead letters among them.
     pub streams: Vec<StreamStatus>,
     /// By name.
     pub models: Vec<ModelStatus>,
+    /// What is deployed; none when nobody may deploy to this gateway.
+    #[serde(default)]
+    pub deployment: Option<DeploymentStatus>,
 }
 
 /// One function. Counts are since the agent started.
@@ -221,6 +229,10 @@ pub struct StreamStatus {
     pub dropped_by_age: u64,
     /// Lost to `max_bytes`.
     pub dropped_by_bytes: u64,
+    /// Lost to `gateway.buffer_bytes`, the budget of all streams together.
+    pub dropped_by_buffer: u64,
+    /// Lost to damage of the disk, as far as it is known.
+    pub lost: u64,
     /// Where it drains to.
     pub uplink: Option<String>,
     /// How that goes.

@@ -1,5 +1,6 @@
 //! The API over its real sockets, in front of an agent that a test plays.
 
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 
@@ -13,7 +14,8 @@ use tokio::sync::mpsc;
 use super::client::{Client, ClientError};
 use super::status::{FunctionNumbers, FunctionStatus, Health, Reloaded, Status};
 use super::*;
-use crate::config::HttpTrigger;
+use crate::config::EventTrigger;
+use crate::deployment::{Applied, ApplyError, DeploymentStatus};
 use crate::dispatch::{Answer, LetterError, LetterPage, StoredLetter};
 use crate::event::Event;
 use crate::invocation::{Outcome, Timings};
@@ -22,6 +24,7 @@ use crate::name::FunctionName;
 use crate::receipt::Receipt;
 use crate::telemetry::{LogLayer, LogRing};
 use crate::trigger::event::EventTriggers;
+use crate::trigger::http::FunctionUrls;
 use crate::trigger::{Delivery, Refused, Submit};
 use crate::units::{ByteSize, Span};
 
@@ -67,10 +70,24 @@ impl AgentHandle for Played {
             functions: vec![function],
             unclaimed: vec![],
             brokers: vec![],
+            sources: vec![],
             outboxes: vec![],
             streams: vec![],
             models: vec![],
+            deployment: None,
         }
+    }
+
+    fn deployment(&self) -> Option<DeploymentStatus> {
+        None
+    }
+
+    fn apply(&self, mut archive: Box<dyn Read + Send>) -> BoxFuture<'_, Result<Applied, ApplyError>> {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut file = String::new();
+            archive.read_to_string(&mut file).map(|_| file)
+        });
+        Box::pin(async move { Err(ApplyError::Malformed(read.await.unwrap().unwrap())) })
     }
 
     fn metrics(&self) -> &Metrics {
@@ -87,7 +104,11 @@ impl AgentHandle for Played {
 
     fn event_triggers(&self) -> Arc<EventTriggers> {
         let double = FunctionName::parse("double").unwrap();
-        Arc::new(EventTriggers::new([(double, HttpTrigger { kind: "com.example.*".into(), source: None })]))
+        Arc::new(EventTriggers::new([(double, EventTrigger { kind: "com.example.*".into(), source: None })]))
+    }
+
+    fn function_urls(&self) -> Arc<FunctionUrls> {
+        Arc::default()
     }
 
     fn invoke<'a>(&'a self, _: &'a FunctionName, event: Arc<Event>) -> BoxFuture<'a, Result<Answer, Refused>> {
@@ -485,4 +506,28 @@ async fn a_dead_letter_is_replayed_or_dropped_once() {
     assert_eq!(client.get("/v1/dead-letters/x").await.unwrap().status, 404);
     assert_eq!(client.get("/v1/dead-letters?size=1").await.unwrap().status, 400);
     assert_eq!(site.agent.letters.lock().unwrap().len(), 2);
+}
+
+/// A deployment file goes piece by piece, over the Unix socket alone.
+#[tokio::test]
+async fn a_deployment_file_is_taken_on_the_socket_only() {
+    let site = site().await;
+    let file = site.folder.path().join("deployment.tar");
+    let text = "x".repeat(300_000);
+    std::fs::write(&file, &text).unwrap();
+    let error = site
+        .client()
+        .await
+        .post_file("/v1/apply", tokio::fs::File::open(&file).await.unwrap())
+        .await
+        .unwrap()
+        .success();
+    let ClientError::Refused { status, error, hint } = error.unwrap_err() else { panic!() };
+    assert_eq!((status.as_u16(), error), (400, format!("this is no deployment file: {text}")));
+    assert!(hint.unwrap().contains("tidegate deploy"));
+
+    let request = "POST /v1/apply HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx";
+    let answer = site.raw(request, Duration::from_secs(5)).await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    site.api.stop().await;
 }

@@ -23,6 +23,7 @@ use rumqttc::tokio_rustls::rustls::{ServerConfig, crypto};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::handover::Sessions;
 use super::hooks::{Hooks, Policy};
 pub use super::intake::Intake;
 use super::retained::{self, Retained};
@@ -119,6 +120,7 @@ impl EmbeddedBroker {
         // rmqtt refuses clients when the machine is busy, unless told not to.
         let context = ServerContext::new().busy_check_enable(false).build().await;
         *context.extends.retain_mut().await = Box::new(Retained::new(limits.broker_retained_messages_max));
+        *context.extends.shared_mut().await = Box::new(Sessions::new(&context, limits.broker_queue_messages_max));
         *context.extends.shared_subscription_mut().await = Box::new(Shares::default());
         let register = context.extends.hook_mgr().register();
         let hooked = [
@@ -126,7 +128,7 @@ impl EmbeddedBroker {
             Type::ClientSubscribeCheckAcl,
             Type::MessagePublishCheckAcl,
             Type::MessagePublish,
-            Type::OfflineInflightMessages,
+            Type::MessageDelivered,
             Type::MessageDropped,
         ];
         for hook in hooked {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rmqtt::codec::v5::SubscribeAckReason;
 use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType};
+use rmqtt::inflight::{MomentStatus, OutInflightMessage};
 use rmqtt::session::Session;
 use rmqtt::types::{AuthResult, ConnectInfo, FromType, LastWill, Publish, PublishAclResult, QoS, SubscribeAclResult};
 use sha2::{Digest, Sha256};
@@ -181,11 +182,16 @@ impl Handler for Hooks {
                 }
                 (true, so_far)
             }
-            Parameter::OfflineInflightMessages(session, _) => {
-                // rmqtt hands these to the session's next connection last first; turned round they come in their order.
-                let mut in_flight = session.out_inflight().write().await;
-                for message in in_flight.to_inflight_messages().into_iter().rev() {
-                    in_flight.push_back(message);
+            Parameter::MessageDelivered(session, from, publish) => {
+                // rmqtt notes only what it has written, and then has nowhere what a connection took with it that ended.
+                let status = match publish.qos {
+                    QoS::AtMostOnce => None,
+                    QoS::AtLeastOnce => Some(MomentStatus::UnAck),
+                    QoS::ExactlyOnce => Some(MomentStatus::UnReceived),
+                };
+                if let Some(status) = status {
+                    let message = OutInflightMessage::new(status, from.clone(), (*publish).clone());
+                    session.out_inflight().write().await.push_back(message);
                 }
                 (true, so_far)
             }

@@ -4,8 +4,9 @@
 //! - A message is acknowledged only when its receipt has settled, and only after all that came before it.
 //! - What settles after its connection has ended is not acknowledged: the broker sends that message again.
 //! - A message whose receipt failed stays, and is handed out again.
+//! - Until then no later message of its topic is handed out: who keeps topics in order sees them in order.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Incoming;
@@ -50,14 +51,24 @@ impl Inbox {
         Self { state: Arc::default(), signal }
     }
 
-    /// Takes `message` in; the receipt is the promise about it.
-    pub(super) fn admit(&self, id: u16, message: Incoming) -> Receipt {
+    /// Takes `message` in; the receipt is the promise about it. `None`: it waits behind one of its topic that has failed.
+    pub(super) fn admit(&self, id: u16, message: Incoming) -> Option<Receipt> {
         let mut state = self.lock();
-        let sequence = state.first + state.slots.len() as u64;
-        let generation = state.generation;
-        state.slots.push_back(Slot { id, progress: Progress::Open, message });
+        let (generation, sequence) = (state.generation, state.first + state.slots.len() as u64);
+        let waits = state.failed > 0
+            && state.slots.iter().any(|slot| slot.progress == Progress::Failed && slot.message.topic == message.topic);
+        state.failed += usize::from(waits);
+        let progress = if waits { Progress::Failed } else { Progress::Open };
+        state.slots.push_back(Slot { id, progress, message });
         drop(state);
-        self.receipt(generation, sequence)
+        (!waits).then(|| self.receipt(generation, sequence))
+    }
+
+    /// Has a message be acknowledged in its turn that nobody is to hear.
+    pub(super) fn admit_unheard(&self, id: u16, qos: u8) {
+        let message = Incoming { qos, ..Incoming::default() };
+        self.lock().slots.push_back(Slot { id, progress: Progress::Settled, message });
+        self.signal.raise();
     }
 
     /// Whether `id` is here already: some brokers send again on the same connection.
@@ -87,20 +98,34 @@ impl Inbox {
         (state.failed, state.last_failure.clone())
     }
 
-    /// Hands out again what has failed, as duplicates.
-    pub(super) fn take_failed(&self) -> Vec<(Incoming, Receipt)> {
-        let mut state = self.lock();
-        let (generation, first) = (state.generation, state.first);
-        state.failed = 0;
-        let mut again = Vec::new();
-        for (sequence, slot) in (first..).zip(&mut state.slots) {
-            if slot.progress == Progress::Failed {
-                slot.progress = Progress::Open;
-                again.push((sequence, Incoming { duplicate: true, ..slot.message.clone() }));
+    /// Hands out again what has failed, as duplicates; of a topic no more than until one fails at once.
+    pub(super) fn hand_out_failed(&self, mut hand_out: impl FnMut(Incoming, Receipt)) {
+        let (generation, first, count) = {
+            let state = self.lock();
+            (state.generation, state.first, state.slots.len())
+        };
+        let mut held = HashSet::new();
+        for (index, sequence) in (first..).enumerate().take(count) {
+            let Some(message) = self.reopen(index, &held) else { continue };
+            let topic = Arc::clone(&message.topic);
+            hand_out(message, self.receipt(generation, sequence));
+            if self.lock().slots.get(index).is_some_and(|slot| slot.progress == Progress::Failed) {
+                held.insert(topic);
             }
         }
-        drop(state);
-        again.into_iter().map(|(sequence, message)| (message, self.receipt(generation, sequence))).collect()
+    }
+
+    /// The message at `index`, when it has failed and its topic is not `held`.
+    fn reopen(&self, index: usize, held: &HashSet<Arc<str>>) -> Option<Incoming> {
+        let mut state = self.lock();
+        let slot = state.slots.get_mut(index)?;
+        if slot.progress != Progress::Failed || held.contains(&slot.message.topic) {
+            return None;
+        }
+        slot.progress = Progress::Open;
+        let message = Incoming { duplicate: true, ..slot.message.clone() };
+        state.failed -= 1;
+        Some(message)
     }
 
     /// The connection has ended: the broker sends all of it again.
@@ -157,8 +182,12 @@ mod tests {
         Inbox::new(Arc::default())
     }
 
-    fn message(qos: u8) -> Incoming {
-        Incoming { topic: "a".into(), qos, ..Incoming::default() }
+    fn message(topic: &str) -> Incoming {
+        Incoming { topic: topic.into(), qos: 1, ..Incoming::default() }
+    }
+
+    fn admit(inbox: &Inbox, id: u16, topic: &str) -> Receipt {
+        inbox.admit(id, message(topic)).unwrap()
     }
 
     fn acknowledged(inbox: &Inbox) -> Vec<u16> {
@@ -170,7 +199,7 @@ mod tests {
     #[test]
     fn acknowledgements_leave_in_the_order_of_arrival() {
         let inbox = inbox();
-        let (a, b, c) = (inbox.admit(1, message(1)), inbox.admit(2, message(1)), inbox.admit(3, message(1)));
+        let (a, b, c) = (admit(&inbox, 1, "a"), admit(&inbox, 2, "a"), admit(&inbox, 3, "a"));
         b.keep();
         assert!(acknowledged(&inbox).is_empty());
         a.keep();
@@ -182,9 +211,9 @@ mod tests {
     #[test]
     fn what_settles_after_its_connection_is_not_acknowledged_on_the_next() {
         let inbox = inbox();
-        let old = inbox.admit(1, message(1));
+        let old = admit(&inbox, 1, "a");
         inbox.forget();
-        let new = inbox.admit(1, message(1));
+        let new = admit(&inbox, 1, "a");
         old.keep();
         assert!(acknowledged(&inbox).is_empty());
         new.keep();
@@ -194,17 +223,41 @@ mod tests {
     #[test]
     fn what_failed_is_handed_out_again_and_holds_up_the_acknowledgements() {
         let inbox = inbox();
-        let (a, b) = (inbox.admit(1, message(1)), inbox.admit(2, message(1)));
+        let (a, b) = (admit(&inbox, 1, "a"), admit(&inbox, 2, "a"));
         a.fail("disk full");
         b.keep();
         assert!(acknowledged(&inbox).is_empty());
         assert_eq!(inbox.failed(), (1, Some("disk full".to_owned())));
-        let again = inbox.take_failed();
-        assert_eq!(again.len(), 1);
-        for (message, receipt) in again {
+        let mut again = 0;
+        inbox.hand_out_failed(|message, receipt| {
             assert!(message.duplicate);
+            again += 1;
             receipt.keep();
-        }
+        });
+        assert_eq!((again, inbox.failed().0), (1, 0));
         assert_eq!(acknowledged(&inbox), [1, 2]);
+    }
+
+    #[test]
+    fn what_failed_is_not_overtaken_within_its_topic() {
+        let inbox = inbox();
+        admit(&inbox, 1, "a").fail("no room");
+        assert!(inbox.admit(2, message("a")).is_none(), "it would overtake the one that failed");
+        admit(&inbox, 3, "b").keep();
+        // The first one fails again: the one behind it does not even come.
+        let mut seen = Vec::new();
+        inbox.hand_out_failed(|message, receipt| {
+            seen.push(message.topic);
+            receipt.fail("no room");
+        });
+        assert_eq!(seen, ["a".into()]);
+        let mut again = 0;
+        inbox.hand_out_failed(|_, receipt| {
+            again += 1;
+            receipt.keep();
+        });
+        assert_eq!((again, inbox.failed().0), (2, 0));
+        assert_eq!(acknowledged(&inbox), [1, 2, 3]);
+        assert!(inbox.admit(4, message("a")).is_some());
     }
 }

@@ -14,6 +14,7 @@ mod connection;
 mod echo;
 pub mod embedded;
 mod greeting;
+mod handover;
 mod held;
 mod hooks;
 mod inbox;
@@ -30,7 +31,7 @@ mod window;
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -174,6 +175,8 @@ pub struct BrokerStatus {
     pub in_flight: usize,
     /// Publishes that wait to be sent or confirmed.
     pub unconfirmed: usize,
+    /// Publishes that the broker takes before it has confirmed one, on the latest connection.
+    pub at_once: usize,
     /// Connections after the first.
     pub reconnects: u64,
     /// Messages that came, repeats included.
@@ -187,6 +190,7 @@ pub struct BrokerStatus {
 
 #[derive(Debug, Default)]
 struct Counters {
+    at_once: AtomicUsize,
     reconnects: AtomicU64,
     received: AtomicU64,
     published: AtomicU64,
@@ -394,6 +398,7 @@ impl Broker {
             refused: standing.refused.clone(),
             in_flight: shared.inbox.len() + self.intake.as_ref().map_or(0, |intake| intake.waiting()),
             unconfirmed: shared.room_max - shared.room.available_permits(),
+            at_once: shared.counters.at_once.load(Ordering::Relaxed),
             reconnects: count(&shared.counters.reconnects),
             received: count(&shared.counters.received) + self.intake.as_ref().map_or(0, |intake| intake.received()),
             published: count(&shared.counters.published),

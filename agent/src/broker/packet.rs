@@ -406,9 +406,8 @@ fn received5(packet: v5::Packet) -> Result<Received, String> {
             };
             let refused = match ack.reason {
                 Success | NoMatchingSubscribers => None,
-                NotAuthorized | TopicNameInvalid | PayloadFormatInvalid => {
-                    Some(NotKept::ForGood(format!("{:?}", ack.reason)))
-                }
+                NotAuthorized => Some(NotKept::NotAllowed("NotAuthorized".to_owned())),
+                TopicNameInvalid | PayloadFormatInvalid => Some(NotKept::ForGood(format!("{:?}", ack.reason))),
                 reason => Some(NotKept::NotNow(format!("{reason:?}"))),
             };
             Received::PubAck { id: ack.pkid, refused }
@@ -419,9 +418,8 @@ fn received5(packet: v5::Packet) -> Result<Received, String> {
             };
             let refused = match ack.reason {
                 Success | NoMatchingSubscribers => None,
-                NotAuthorized | TopicNameInvalid | PayloadFormatInvalid => {
-                    Some(NotKept::ForGood(format!("{:?}", ack.reason)))
-                }
+                NotAuthorized => Some(NotKept::NotAllowed("NotAuthorized".to_owned())),
+                TopicNameInvalid | PayloadFormatInvalid => Some(NotKept::ForGood(format!("{:?}", ack.reason))),
                 reason => Some(NotKept::NotNow(format!("{reason:?}"))),
             };
             Received::PubRec { id: ack.pkid, refused }

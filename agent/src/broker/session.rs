@@ -210,9 +210,8 @@ impl Session {
                 }
                 if self.retry_at.is_some_and(|at| now >= at) {
                     self.retry_at = None;
-                    for (message, receipt) in self.shared.inbox.take_failed() {
-                        self.hand_out(message, Some(receipt));
-                    }
+                    let shared = Arc::clone(&self.shared);
+                    shared.inbox.hand_out_failed(|message, receipt| self.hand_out(message, Some(receipt)));
                 }
             }
         }
@@ -225,6 +224,7 @@ impl Session {
         self.tell_limits(greeting);
         let at_once = greeting.receive_maximum.min(self.max_in_flight);
         self.window.connected(present, self.first, at_once, self.caps.max_qos);
+        self.shared.counters.at_once.store(at_once.into(), Ordering::Relaxed);
         if !present {
             self.taken_over.clear();
         }
@@ -446,7 +446,7 @@ impl Session {
     fn take(&mut self, packet: Received, wire: &mut Wire) -> Result<(), String> {
         match packet {
             Received::Publish { id, message, subscriptions } => {
-                let repeat = self.subscriptions.is_repeat(&message.topic, &subscriptions);
+                let repeat = self.subscriptions.is_repeat(&message.topic, &subscriptions, message.retain);
                 self.take_message(id, message, repeat, wire);
             }
             Received::TooLarge { id, qos, topic, bytes } => {
@@ -467,8 +467,8 @@ impl Session {
             }
             Received::PubAck { id, refused: Some(why) } | Received::PubRec { id, refused: Some(why) } => {
                 let refused = self.window.refuse(id);
-                let told = format!("broker `{}` refuses the publish: {why}", self.shared.name);
-                let told = if why.is_for_good() { NotKept::ForGood(told) } else { NotKept::NotNow(told) };
+                let broker = &self.shared.name;
+                let told = why.told(|why| format!("broker `{broker}` refuses the publish: {why}"));
                 self.finish(refused, Some(told));
             }
             Received::PubRec { id, refused: None } => {
@@ -499,7 +499,7 @@ impl Session {
 
     /// Acknowledges, in its turn, what nobody is to hear.
     fn settle_unheard(&self, id: u16, qos: u8) {
-        self.shared.inbox.admit(id, Incoming { qos, ..Incoming::default() }).keep();
+        self.shared.inbox.admit_unheard(id, qos);
     }
 
     fn take_message(&mut self, id: u16, mut message: Incoming, repeat: bool, wire: &mut Wire) {
@@ -527,8 +527,9 @@ impl Session {
         if repeat {
             return self.settle_unheard(id, message.qos);
         }
-        let receipt = self.shared.inbox.admit(id, message.clone());
-        self.hand_out(message, Some(receipt));
+        if let Some(receipt) = self.shared.inbox.admit(id, message.clone()) {
+            self.hand_out(message, Some(receipt));
+        }
     }
 
     fn hand_out(&mut self, message: Incoming, receipt: Option<Receipt>) {

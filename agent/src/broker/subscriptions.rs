@@ -52,6 +52,8 @@ struct Numbered {
     number: u32,
     qos: u8,
     filter: TopicFilter,
+    /// The session does not have it yet, so that retained messages come for it.
+    is_new: bool,
 }
 
 /// Wanted against held.
@@ -130,7 +132,8 @@ impl Subscriptions {
                 self.last_number += 1;
                 self.last_number
             });
-            self.numbered.push(Numbered { number, qos: *qos, filter });
+            let is_new = !self.held.contains_key(filter.as_str());
+            self.numbered.push(Numbered { number, qos: *qos, filter, is_new });
         }
         self.held.extend(wanted.iter().map(|(filter, qos)| (filter.clone(), *qos)));
         self.remember();
@@ -146,12 +149,13 @@ impl Subscriptions {
     }
 
     /// Whether a message for the filters with these `numbers` is a copy of one that comes for another filter of ours. The one
-    /// that counts is the oldest, which the broker knew whenever it knew the others; at QoS 0 only when all have that.
-    pub(super) fn is_repeat(&self, topic: &str, numbers: &[u32]) -> bool {
+    /// that counts is the oldest, which the broker knew whenever it knew the others; at QoS 0 only when all have that. A
+    /// retained one comes for filters that are new, whoever has heard it before.
+    pub(super) fn is_repeat(&self, topic: &str, numbers: &[u32], retained: bool) -> bool {
         if numbers.is_empty() || self.numbered.len() < 2 {
             return false;
         }
-        let matching = self.numbered.iter().filter(|one| one.filter.matches(topic));
+        let matching = self.numbered.iter().filter(|one| one.filter.matches(topic) && (one.is_new || !retained));
         let Some(counts) = matching.min_by_key(|one| (one.qos == 0, one.number)) else { return false };
         // A number that is no longer ours comes from before a change, when it may have been the only one.
         let are_ours = numbers.iter().all(|number| self.numbered.iter().any(|one| one.number == *number));
@@ -354,15 +358,15 @@ mod tests {
             ("a/b", vec![], false),
             ("a/b", vec![9], false),
         ] {
-            assert_eq!(subscriptions.is_repeat(topic, &numbers), repeat, "{topic} {numbers:?}");
+            assert_eq!(subscriptions.is_repeat(topic, &numbers, false), repeat, "{topic} {numbers:?}");
         }
 
         // What was queued for a filter that is gone may be the only copy. Another QoS is another subscription.
         let mut after = Subscriptions::open(file, "mqtt://a", "me");
         after.want(&[subscription("a/+", 1), subscription("+/b", 2), subscription("+/+/c", 0)]);
         after.connected(true, true);
-        assert!(!after.is_repeat("a/b", &[1]));
-        assert!(!after.is_repeat("a/b", &[3]));
+        assert!(!after.is_repeat("a/b", &[1], false));
+        assert!(!after.is_repeat("a/b", &[3], false));
         assert_eq!(after.numbers.values().copied().collect::<Vec<_>>(), [2, 4, 5]);
     }
 
@@ -372,8 +376,8 @@ mod tests {
         let mut subscriptions = Subscriptions::open(folder.path().join("b.json"), "mqtt://a", "me");
         subscriptions.want(&[subscription("+/b", 1), subscription("a/+", 1)]);
         subscriptions.connected(false, true);
-        assert!(subscriptions.is_repeat("a/b", &[2]));
+        assert!(subscriptions.is_repeat("a/b", &[2], false));
         subscriptions.refuse("+/b");
-        assert!(!subscriptions.is_repeat("a/b", &[2]));
+        assert!(!subscriptions.is_repeat("a/b", &[2], false));
     }
 }

@@ -47,7 +47,8 @@ pub(super) struct Window {
     /// How many more the broker takes on this connection.
     quota: u16,
     confirmed: u64,
-    /// Ids under which a QoS 2 publish may be half done at the broker: an earlier process's, or one that was given up.
+    /// Ids under which a QoS 2 publish may be half done at the broker: an earlier process's, or one that was given up. It would
+    /// take the next one for the same again, until it has answered a PUBREL.
     stale: Vec<bool>,
 }
 
@@ -119,7 +120,9 @@ impl Window {
         }
         let sequence = front.sequence;
         let id = (1..).zip(&self.slots).find(|(_, slot)| slot.as_ref().is_some_and(|s| s.sequence == sequence))?.0;
-        self.take(id).map(|sent| (sent.publish, sent.receipt))
+        let given_up = self.take(id)?;
+        self.stale[usize::from(id) - 1] |= given_up.publish.qos == 2;
+        Some((given_up.publish, given_up.receipt))
     }
 
     /// Takes a new publish in, or gives it back when there is no room.
@@ -130,7 +133,7 @@ impl Window {
         }
         let Some(id) = self.free.pop_front() else { return Err((publish, receipt)) };
         self.quota -= 1;
-        let release_first = publish.qos == 2 && std::mem::take(&mut self.stale[usize::from(id) - 1]);
+        let release_first = publish.qos == 2 && self.stale[usize::from(id) - 1];
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         let sent = Sent { publish, receipt, stage: Stage::Publish, sequence, strikes: 0, again: true, on_wire: true };
@@ -148,8 +151,9 @@ impl Window {
         self.quota -= 1;
         sent.on_wire = true;
         let duplicate = std::mem::replace(&mut sent.again, true);
+        let release_first = sent.publish.qos == 2 && self.stale[usize::from(id) - 1];
         Some(match sent.stage {
-            Stage::Publish => Due::Publish { id, duplicate, release_first: false },
+            Stage::Publish => Due::Publish { id, duplicate, release_first },
             Stage::Release => Due::Release { id },
         })
     }
@@ -167,11 +171,12 @@ impl Window {
     /// PUBACK, or PUBCOMP when `stage` is `Release`: done.
     pub(super) fn confirm(&mut self, id: u16, stage: Stage) -> Option<(Publish, Receipt)> {
         let sent = self.on_wire(id)?;
-        let qos = if stage == Stage::Release { 2 } else { 1 };
-        if sent.stage != stage || sent.publish.qos != qos {
-            return None;
+        let (qos, is_due) = (sent.publish.qos, sent.stage == stage);
+        if stage == Stage::Release && qos == 2 {
+            self.stale[usize::from(id) - 1] = false;
         }
-        self.finish(id)
+        let confirms = if stage == Stage::Release { 2 } else { 1 };
+        if is_due && qos == confirms { self.finish(id) } else { None }
     }
 
     /// PUBACK or PUBREC with a reason why not: done, too.
@@ -185,6 +190,7 @@ impl Window {
         match self.on_wire(id) {
             Some(sent) if sent.publish.qos == 2 => {
                 sent.stage = Stage::Release;
+                self.stale[usize::from(id) - 1] = false;
                 true
             }
             _ => false,
@@ -192,19 +198,15 @@ impl Window {
     }
 
     fn take(&mut self, id: u16) -> Option<Sent> {
-        let index = usize::from(id).checked_sub(1)?;
-        let sent = self.slots.get_mut(index)?.take()?;
+        let sent = self.slots.get_mut(usize::from(id).checked_sub(1)?)?.take()?;
         self.free.push_back(id);
-        self.stale[index] |= sent.publish.qos == 2;
         Some(sent)
     }
 
     fn finish(&mut self, id: u16) -> Option<(Publish, Receipt)> {
         self.confirmed += 1;
         self.quota = self.quota.saturating_add(1);
-        let sent = self.take(id)?;
-        self.stale[usize::from(id) - 1] = false;
-        Some((sent.publish, sent.receipt))
+        self.take(id).map(|sent| (sent.publish, sent.receipt))
     }
 
     /// Acknowledgements of what was not sent on this connection mean nothing.
@@ -325,6 +327,28 @@ mod tests {
         assert!(window.confirm(1, Stage::Release).is_none());
         assert!(window.received(1));
         keep(window.confirm(1, Stage::Release));
+    }
+
+    #[test]
+    fn an_id_stays_suspect_until_the_broker_has_answered_its_release() {
+        let mut window = Window::new(1);
+        window.connected(true, true, 10, 2);
+        // One of QoS 1 says nothing about it.
+        assert_eq!(add(&mut window, 1), Due::Publish { id: 1, duplicate: false, release_first: false });
+        keep(window.confirm(1, Stage::Publish));
+        let first = Due::Publish { id: 1, duplicate: false, release_first: true };
+        assert_eq!(add(&mut window, 2), first);
+        // Neither the release nor the publish may have arrived.
+        window.disconnected();
+        window.connected(true, false, 10, 2);
+        assert_eq!(window.next_again(), Some(Due::Publish { id: 1, duplicate: true, release_first: true }));
+        assert!(window.confirm(1, Stage::Release).is_none());
+        window.disconnected();
+        window.connected(true, false, 10, 2);
+        assert_eq!(window.next_again(), Some(Due::Publish { id: 1, duplicate: true, release_first: false }));
+        assert!(window.received(1));
+        keep(window.confirm(1, Stage::Release));
+        assert_eq!(add(&mut window, 2), Due::Publish { id: 1, duplicate: false, release_first: false });
     }
 
     #[test]

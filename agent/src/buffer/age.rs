@@ -60,6 +60,8 @@ pub struct Ages {
     believed: bool,
     /// Something was kept in this run whose time is not known.
     unknown: bool,
+    /// The clock was set, which is not kept yet.
+    news: bool,
 }
 
 impl Ages {
@@ -93,6 +95,7 @@ impl Ages {
         let passed_ms = now.steady_ms.saturating_sub(last.steady_ms);
         self.state.age_ms += passed_ms;
         let was_set = now.wall_ms.abs_diff(last.wall_ms.saturating_add(passed_ms)) > STEP_MS;
+        self.news |= was_set;
         let since_start_ms = now.steady_ms.saturating_sub(self.started_ms);
         if !now.plausible {
             self.believed = false;
@@ -104,6 +107,7 @@ impl Ages {
             self.state.wall_age_ms = self.state.age_ms;
             if self.unknown && !self.state.runs.contains_key(&self.state.run) {
                 self.state.runs.insert(self.state.run, now.wall_ms.saturating_sub(since_start_ms));
+                self.news = true;
                 while self.state.runs.len() > RUNS_MAX {
                     self.state.runs.pop_first();
                 }
@@ -126,6 +130,12 @@ impl Ages {
     /// Whether times are not known at present.
     pub const fn is_waiting(&self) -> bool {
         self.unknown && !self.believed
+    }
+
+    /// Whether the clock was set since this was asked last: what is kept of it should say so soon, or a run that ends before
+    /// takes the step for time that has passed.
+    pub const fn take_news(&mut self) -> bool {
+        std::mem::replace(&mut self.news, false)
     }
 
     /// What to keep of it.
@@ -155,6 +165,7 @@ mod tests {
         let after = ages.look(at(YEAR_2026, 2000));
         assert_eq!((after.age_ms, after.run), (2000, 0));
         assert_eq!(ages.time_of(1, 1000), Some(YEAR_2026 - 1000), "its time is known now");
+        assert!(ages.take_news() && !ages.take_news(), "to be kept once");
         let back = ages.look(at(HOUR, 3000));
         assert_eq!((back.age_ms, back.run), (3000, 1));
     }

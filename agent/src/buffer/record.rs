@@ -90,7 +90,7 @@ pub struct StreamState {
     /// Records that could not be read back.
     pub lost: u64,
     /// Records that the budget of all streams together cost.
-    pub dropped_by_total: u64,
+    pub dropped_by_buffer: u64,
 }
 
 /// One value.
@@ -179,7 +179,7 @@ pub fn encode(stamp: Stamp, frame: &Frame) -> Vec<u8> {
                 state.dropped_by_age,
                 state.dropped_by_bytes,
                 state.lost,
-                state.dropped_by_total,
+                state.dropped_by_buffer,
             ] {
                 out.put_u64_le(number);
             }
@@ -333,7 +333,7 @@ fn decode_body(layout: u8, mut body: Bytes) -> Option<(Stamp, Frame)> {
                 dropped_by_age: number()?,
                 dropped_by_bytes: number()?,
                 lost: number()?,
-                dropped_by_total: if layout == 1 { 0 } else { number()? },
+                dropped_by_buffer: if layout == 1 { 0 } else { number()? },
             };
             Frame::Stream(stream, state)
         }

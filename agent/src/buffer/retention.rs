@@ -292,7 +292,7 @@ impl StreamIndex {
     /// Drops the oldest records because all streams together are over their budget. Returns their bytes.
     pub fn drop_first(&mut self) -> u64 {
         let Some((piece, _)) = self.pieces.values().next().copied() else { return 0 };
-        self.state.dropped_by_total += self.forget(piece.last);
+        self.state.dropped_by_buffer += self.forget(piece.last);
         piece.bytes
     }
 

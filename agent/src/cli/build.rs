@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use super::Failure;
 use super::output::{self, Errors, Output};
-use super::throwaway::{ModelArg, Throwaway};
+use super::throwaway::{self, ModelArg};
 use crate::componentize::componentize;
 use crate::config::Manifest;
 use crate::limits::Limits;
@@ -24,19 +24,28 @@ const CARGO_WASM: &str = include_str!("../../../cross/guest/cargo-wasm");
 pub(super) struct BuildArgs {
     /// The function's folder, with its function.toml
     #[arg(default_value = ".")]
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// A model that the tests run; `models/NAME.onnx` of the folder unless said
     #[arg(long = "model", value_name = "NAME=FILE")]
-    models: Vec<ModelArg>,
+    pub(super) models: Vec<ModelArg>,
+    /// A folder, or a `.tar.zst` of one, that the tests see at `/opt`; later ones over earlier ones
+    #[arg(long = "layer", value_name = "PATH")]
+    pub(super) layers: Vec<PathBuf>,
     /// Make the bundle without running its tests
     #[arg(long)]
-    no_test: bool,
+    pub(super) no_test: bool,
     /// Where the bundle file goes; `NAME-VERSION.tar.zst` in the folder unless said
     #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub(super) output: Option<PathBuf>,
 }
 
 pub(super) async fn run(args: &BuildArgs) -> anyhow::Result<()> {
+    let (file, bytes) = bundle(args).await?;
+    Ok(Output::line(&format!("{} ({})", file.display(), output::size(bytes)))?)
+}
+
+/// Makes the bundle file, and says how many bytes it has.
+pub(super) async fn bundle(args: &BuildArgs) -> anyhow::Result<(PathBuf, u64)> {
     let limits = Limits::default();
     let manifest = read_manifest_of(&args.dir, &limits)?;
     if args.dir.join("Cargo.toml").is_file() {
@@ -55,8 +64,7 @@ pub(super) async fn run(args: &BuildArgs) -> anyhow::Result<()> {
         None => args.dir.join(format!("{}-{}.tar.zst", manifest.name, manifest.version)),
     };
     let bytes = pack(&args.dir, &file).with_context(|| format!("cannot write bundle `{}`", file.display()))?;
-    Output::line(&format!("{} ({})", file.display(), output::size(bytes)))?;
-    Ok(())
+    Ok((file, bytes))
 }
 
 /// Where the manifest wants the component.
@@ -112,16 +120,16 @@ fn built_module(messages: &[u8]) -> Option<PathBuf> {
 /// Loads the function, which checks what it imports and exports, and runs its tests.
 async fn test(args: &BuildArgs, limits: &Limits) -> anyhow::Result<()> {
     let state = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let resolved = resolve_alone(&args.dir, state.path(), limits).map_err(super::wrong_bundle)?;
+    let resolved = resolve_alone(&args.dir, &args.layers, state.path(), limits).map_err(super::wrong_bundle)?;
     let tests = resolved.bundle.manifest.test.clone();
-    let throwaway = Throwaway::start(resolved, &args.models).await?;
+    let function = throwaway::start(resolved, &args.models).await?;
     if args.no_test {
         return Ok(());
     }
     let mut failed = 0;
     for test in &tests {
-        let name = test.event.strip_prefix(throwaway.root()).unwrap_or(&test.event).display();
-        match throwaway.test(test).await? {
+        let name = test.event.strip_prefix(function.root()).unwrap_or(&test.event).display();
+        match function.test(test).await? {
             Ok(()) => Errors::progress(&format!("test {name} … ok")),
             Err(why) => {
                 failed += 1;

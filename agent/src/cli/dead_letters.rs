@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Failure;
 use super::connect::AgentArgs;
-use super::output::{Errors, Output, table};
+use super::output::{self, Errors, Output, table};
 use crate::api::client::{Client, ClientError};
 use crate::api::dead_letters::{Page, Summary, Whole};
 use crate::name::FunctionName;
@@ -106,7 +106,7 @@ async fn list(agent: &mut Client, function: Option<&FunctionName>, json: bool) -
     let rows = letters.iter().map(|letter| {
         vec![
             letter.id.to_string(),
-            local_time(letter.time_ms),
+            output::time(letter.time_ms),
             whose(letter),
             letter.attempts.to_string(),
             letter.outcome.clone(),
@@ -140,7 +140,7 @@ fn describe(whole: &Whole) -> String {
     let Summary { id, version, attempts, outcome, reason, .. } = &whole.summary;
     let of = whose(&whole.summary);
     let version = version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
-    let time = local_time(whole.summary.time_ms);
+    let time = output::time(whole.summary.time_ms);
     let attempts = if *attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
     let mut lines = vec![
         format!("dead letter {id} of {of}{version}, given up on at {time}"),
@@ -215,12 +215,6 @@ async fn each(
 
 async fn is_there(agent: &mut Client, id: u64) -> Result<bool, ClientError> {
     Ok(agent.get(&format!("/v1/dead-letters/{id}")).await?.status.is_success())
-}
-
-fn local_time(time_ms: u64) -> String {
-    let time =
-        i64::try_from(time_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()).unwrap_or_default();
-    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 fn in_one_line(reason: &str) -> String {

@@ -15,7 +15,7 @@ pub enum Status {
     Failed = 1,
     /// The command or its input is wrong.
     Wrong = 2,
-    /// There is no agent to reach.
+    /// There is no agent, or no control plane, to reach.
     Unreachable = 3,
 }
 
@@ -39,9 +39,14 @@ impl Failure {
         Self { status: Status::Failed, ..Self::wrong(what, hint) }
     }
 
-    /// There is no agent to reach.
+    /// There is no agent, or no control plane, to reach.
     pub fn unreachable(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { status: Status::Unreachable, ..Self::wrong(what, hint) }
+    }
+
+    /// Whether nobody was there, so that it may be worth another try.
+    pub(super) fn is_unreachable(&self) -> bool {
+        self.status == Status::Unreachable
     }
 
     /// With what it came from.

@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::Failure;
 use super::connect::AgentArgs;
 use super::output::{Errors, Output};
-use super::throwaway::{self, ModelArg, Throwaway};
+use super::throwaway::{self, ModelArg};
 use crate::clock::Clock;
 use crate::config::{LogConfig, LogFormat};
 use crate::event::Event;
@@ -33,6 +33,9 @@ pub(super) struct InvokeArgs {
     /// With `--bundle`, a model that it runs; `models/NAME.onnx` of the bundle unless said
     #[arg(long = "model", value_name = "NAME=FILE", requires = "bundle")]
     models: Vec<ModelArg>,
+    /// With `--bundle`, a folder, or a `.tar.zst` of one, that it sees at `/opt`; later ones over earlier ones
+    #[arg(long = "layer", value_name = "PATH", requires = "bundle")]
+    layers: Vec<PathBuf>,
     #[command(flatten)]
     agent: AgentArgs,
 }
@@ -111,14 +114,14 @@ async fn alone(args: &InvokeArgs, bundle: &Path) -> anyhow::Result<()> {
     let config = LogConfig { level: "warn,function=trace".to_owned(), format: LogFormat::Text };
     crate::telemetry::init(&config, &limits, clock)?;
     let state = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let resolved = resolve_alone(bundle, state.path(), &limits).map_err(super::wrong_bundle)?;
+    let resolved = resolve_alone(bundle, &args.layers, state.path(), &limits).map_err(super::wrong_bundle)?;
     let name = resolved.spec.name.clone();
     if let Some(other) = args.function.as_ref().filter(|function| **function != *name.as_str()) {
         let what = format!("the bundle `{}` holds function `{name}`, not `{other}`", bundle.display());
         return Err(Failure::wrong(what, "leave out one of the two").into());
     }
-    let throwaway = Throwaway::start(resolved, &args.models).await?;
-    let outcome = match throwaway.run(event).await? {
+    let function = throwaway::start(resolved, &args.models).await?;
+    let outcome = match function.run(event).await? {
         Ok(invoked) => {
             for line in throwaway::describe(&invoked.effects) {
                 Errors::line(&line);
@@ -154,7 +157,7 @@ fn event(args: &EventArgs, now_ms: u64) -> anyhow::Result<Event> {
                 "a whole event has at least `specversion`, `id`, `source` and `type`; `--event` takes a bare payload";
             Failure::wrong(format!("`{}` is not a CloudEvent: {why}", file.display()), hint).into()
         }),
-        (Some(file), None) => Ok(throwaway::payload(read(file)?, now_ms)),
+        (Some(file), None) => Ok(crate::throwaway::payload(read(file)?, now_ms)),
         (None, None) => Err(Failure::wrong("there is no event", "add `--event FILE`").into()),
     }
 }

@@ -1,20 +1,32 @@
 //! The command line: one file per command, which parses its arguments, calls the part that does the work, and shows what
 //! came of it.
 
+mod apply;
 mod build;
 mod check;
+#[cfg(feature = "control-plane")]
+mod cloud;
+mod completion;
 mod connect;
 mod dead_letters;
 pub mod demo;
+mod deploy;
 mod failure;
+mod fleet;
 mod invoke;
+mod keygen;
 mod logs;
 mod new;
 mod output;
+mod publish;
 mod reload;
+mod remote;
+mod rollback;
 mod run;
+mod signing;
 mod status;
 mod throwaway;
+mod trust;
 
 use std::path::{Path, PathBuf};
 
@@ -67,6 +79,15 @@ enum Command {
     Status(status::StatusArgs),
     Logs(logs::LogsArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Apply(apply::ApplyArgs),
+    Keygen(Box<keygen::KeygenArgs>),
+    Publish(Box<publish::PublishArgs>),
+    Deploy(Box<deploy::DeployArgs>),
+    Rollback(rollback::RollbackArgs),
+    Fleet(Box<fleet::FleetArgs>),
+    #[cfg(feature = "control-plane")]
+    Cloud(cloud::ControlPlaneArgs),
+    Completion(completion::CompletionArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -85,6 +106,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Command::Status(args) => status::run(&args).await,
         Command::Logs(args) => logs::run(&args).await,
         Command::DeadLetters(args) => dead_letters::run(&args).await,
+        Command::Apply(args) => apply::run(&args).await,
+        Command::Keygen(args) => keygen::run(&args).await,
+        Command::Publish(args) => publish::run(&args).await,
+        Command::Deploy(args) => deploy::run(&args).await,
+        Command::Rollback(args) => rollback::run(&args).await,
+        Command::Fleet(args) => fleet::run(&args).await,
+        #[cfg(feature = "control-plane")]
+        Command::Cloud(args) => cloud::run(&args).await,
+        Command::Completion(args) => completion::run(&args),
         Command::Demo(args) => demo::run(&args).await,
     }
 }

@@ -31,6 +31,14 @@ impl Output {
         }
     }
 
+    /// A part of a result that is too large for memory.
+    ///
+    /// # Errors
+    /// When stdout is closed or full.
+    pub(super) fn piece(bytes: &[u8]) -> io::Result<()> {
+        io::stdout().lock().write_all(bytes)
+    }
+
     /// A value as JSON.
     ///
     /// # Errors
@@ -58,6 +66,43 @@ impl Errors {
     }
 }
 
+/// How far a long transfer is: one line that is written over on a terminal, nothing in a pipe.
+#[derive(Debug)]
+pub(super) struct Progress {
+    what: String,
+    of: u64,
+    shown: Option<u64>,
+}
+
+impl Progress {
+    /// Of `of` bytes.
+    pub(super) fn new(what: &str, of: u64) -> Self {
+        Self { what: what.to_owned(), of, shown: None }
+    }
+
+    /// So many bytes are there.
+    pub(super) fn at(&mut self, bytes: u64) {
+        let percent = (bytes * 100).checked_div(self.of).unwrap_or(100);
+        if io::stderr().is_terminal() && self.shown != Some(percent) {
+            self.shown = Some(percent);
+            let _ = write!(io::stderr().lock(), "\r{} {percent:>3} % of {}\x1b[K", self.what, size(self.of));
+        }
+    }
+
+    /// All of them are there: the line makes room for what comes next.
+    pub(super) fn end(&mut self) {
+        if self.shown.take().is_some() {
+            let _ = write!(io::stderr().lock(), "\r\x1b[K");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Rows in columns that are as wide as they need to be.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
@@ -71,6 +116,13 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     };
     let rows = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
     [line(head.to_vec())].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+}
+
+/// A time on this machine's clock.
+pub(super) fn time(unix_ms: u64) -> String {
+    let time =
+        i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()).unwrap_or_default();
+    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// Rounded, unlike [`crate::units::ByteSize`], which can be pasted back.

@@ -27,13 +27,13 @@ pub(super) async fn run(args: &RunArgs) -> anyhow::Result<()> {
 }
 
 /// SIGTERM and SIGINT, from now on.
-fn signals() -> anyhow::Result<[Signal; 2]> {
+pub(super) fn signals() -> anyhow::Result<[Signal; 2]> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
     Ok([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?])
 }
 
 /// Resolves at the first signal. The second one ends the process, whatever it is still doing.
-async fn shutdown([mut terminate, mut interrupt]: [Signal; 2]) {
+pub(super) async fn shutdown([mut terminate, mut interrupt]: [Signal; 2]) {
     tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     tell_systemd(&[NotifyState::Stopping]);
     tracing::info!("stopping: no new events, what runs may finish; a second signal ends it at once");
@@ -71,7 +71,7 @@ async fn keep_watchdog_quiet() {
 }
 
 /// Tells the service manager, when there is one; without it there is nobody to miss the news.
-fn tell_systemd(state: &[NotifyState<'_>]) {
+pub(super) fn tell_systemd(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "the service manager cannot be told");
     }

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use sync_protocol::desired::DeploymentRef;
+use sync_protocol::report::Phase;
+
 use super::connect::AgentArgs;
 use super::output::{Output, size, table};
 use crate::api::status::{Latency, Status};
+use crate::deployment::DeploymentStatus;
 use crate::uplink::{UplinkState, UplinkStatus};
 
 /// Shows what runs on the agent, and what it did
@@ -28,6 +32,7 @@ pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
 fn describe(status: &Status) -> String {
     let up = Duration::from_secs(status.uptime_ms / 1000);
     let mut parts = vec![format!("{} runs tidegate {} since {}", status.gateway, status.version, duration(up))];
+    parts.extend(status.deployment.as_ref().map(deployment));
     let functions = status.functions.iter().map(|f| {
         let failed: u64 = f.numbers.invocations.iter().filter(|(label, _)| *label != "succeeded").map(|(_, n)| n).sum();
         let succeeded =
@@ -78,6 +83,11 @@ fn describe(status: &Status) -> String {
         &["BROKER", "URL", "RECEIVED", "PUBLISHED", "UNCONFIRMED", "RECONNECTS", "STATE"],
         brokers.collect(),
     ));
+    let sources = status.sources.iter().map(|s| {
+        let state = s.trouble.clone().unwrap_or_else(|| "well".to_owned());
+        vec![s.name.to_string(), s.kind.clone(), s.events.to_string(), s.troubles.to_string(), state]
+    });
+    parts.extend(section(&["SOURCE", "KIND", "EVENTS", "TROUBLES", "STATE"], sources.collect()));
     // An empty outbox is the usual case, and nothing to look at.
     let outboxes = status.outboxes.iter().filter(|o| o.publishes > 0 || o.last_error.is_some()).map(|o| {
         let state = match (&o.last_error, o.configured) {
@@ -96,7 +106,7 @@ fn describe(status: &Status) -> String {
             format!("{} of {}", size(s.bytes), size(s.bytes_max)),
             s.newest_sequence.to_string(),
             s.acked_sequence.to_string(),
-            (s.dropped_by_age + s.dropped_by_bytes).to_string(),
+            (s.dropped_by_age + s.dropped_by_bytes + s.dropped_by_buffer + s.lost).to_string(),
             s.age_ms.map_or_else(|| "-".to_owned(), |age_ms| duration(Duration::from_millis(age_ms))),
             s.uplink.clone().unwrap_or_else(|| "-".to_owned()),
             s.draining.as_ref().map_or_else(|| "-".to_owned(), draining),
@@ -110,6 +120,36 @@ fn describe(status: &Status) -> String {
     });
     parts.extend(section(&["MODEL", "DIGEST", "ENGINE", "RUNS", "P50/P99"], models.collect()));
     parts.join("\n\n")
+}
+
+/// What is deployed, how far what comes next is, and what is wrong with it.
+fn deployment(status: &DeploymentStatus) -> String {
+    let number = |deployment: &DeploymentRef| deployment.number.to_string();
+    let active = status.active.as_ref().map_or_else(|| "none".to_owned(), number);
+    let link =
+        status.link.as_ref().map_or_else(|| "from files only".to_owned(), |link| format!("control plane {link}"));
+    let mut lines = vec![format!("deployment {active} serves; {link}")];
+    if let Some(progress) = &status.progress {
+        let phase = match (progress.phase, progress.kept) {
+            (Phase::Queued, _) => "is queued".to_owned(),
+            (Phase::Downloading, _) => {
+                let (done, all) = progress.fetched.unwrap_or_default();
+                format!("is on its way, {} of {}", size(done), size(all))
+            }
+            (Phase::Staged, _) => "is staged".to_owned(),
+            (Phase::Active, false) => "is watched".to_owned(),
+            (Phase::Active, true) => "is kept".to_owned(),
+            (Phase::Failed, _) => format!("failed: {}", progress.reason),
+            (Phase::RolledBack, _) => format!("was rolled back: {}", progress.reason),
+        };
+        lines.push(format!("deployment {} {phase}", progress.deployment.number));
+    }
+    lines.extend(status.hidden.iter().cloned());
+    lines.extend(status.broken.iter().cloned());
+    if !status.refused.is_empty() {
+        lines.push(format!("refused: {}", status.refused));
+    }
+    lines.join("\n")
 }
 
 fn draining(uplink: &UplinkStatus) -> String {

@@ -125,6 +125,13 @@ impl Document {
         document
     }
 
+    /// For a value that stands in no file, but has a name.
+    pub(crate) fn of_value(name: &str) -> Self {
+        let root = Value::Boolean(false);
+        let (base, text, positions, problems) = (PathBuf::new(), String::new(), BTreeMap::new(), Vec::new());
+        Self { file: name.into(), base, text, root, positions, problems }
+    }
+
     /// Whether anything is wrong so far.
     pub(crate) const fn has_problems(&self) -> bool {
         !self.problems.is_empty()
@@ -141,6 +148,9 @@ impl Document {
     }
 
     fn place_of(&self, offset: usize) -> Place {
+        if self.text.is_empty() {
+            return Place { file: self.file.clone(), ..Place::default() };
+        }
         let before = self.text.get(..offset).unwrap_or(&self.text);
         let line_start = before.rfind('\n').map_or(0, |i| i + 1);
         Place {

@@ -11,15 +11,19 @@ pub struct Environment {
     pub log: Option<String>,
     /// `TIDEGATE_ONNXRUNTIME`: `inference.library`.
     pub onnxruntime: Option<PathBuf>,
+    /// `XDG_CONFIG_HOME`, else `.config` in `HOME`: where the person at the command line keeps settings.
+    pub config_home: Option<PathBuf>,
 }
 
 impl Environment {
     /// What this process was started with.
     #[expect(clippy::disallowed_methods, reason = "the one place that may")]
     pub fn of_process() -> Self {
+        let folder = |name| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         Self {
             log: std::env::var("TIDEGATE_LOG").ok().filter(|level| !level.is_empty()),
-            onnxruntime: std::env::var_os("TIDEGATE_ONNXRUNTIME").filter(|path| !path.is_empty()).map(PathBuf::from),
+            onnxruntime: folder("TIDEGATE_ONNXRUNTIME"),
+            config_home: folder("XDG_CONFIG_HOME").or_else(|| folder("HOME").map(|home| home.join(".config"))),
         }
     }
 

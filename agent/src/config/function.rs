@@ -7,9 +7,12 @@ use serde::Serialize;
 
 use super::document::{Document, Place};
 use super::read::{Read, keys, kinds, text, words};
+use super::source::SourceTrigger;
 use crate::capability::Capability;
-use crate::name::{BrokerName, FunctionName, StreamName};
+use crate::name::{BrokerName, FunctionName, SourceName, StreamName};
 use crate::topic::TopicFilter;
+use crate::trigger::file::FileTrigger;
+use crate::trigger::http::HttpTrigger;
 use crate::units::{ByteSize, Span};
 
 /// `[[function]]`: what is said here wins over the bundle's own function.toml.
@@ -23,6 +26,8 @@ pub struct FunctionConfig {
     pub capabilities: Vec<Capability>,
     /// Files whose content the function sees as environment; read at start and reload, never shown.
     pub secrets: BTreeMap<String, PathBuf>,
+    /// Folders, or archives of them, that it sees over each other at `/opt`; the last one on top.
+    pub layers: Vec<PathBuf>,
     /// The settings that both files know.
     pub settings: FunctionSettings,
     /// Where it is written.
@@ -33,7 +38,8 @@ keys! { FunctionConfig:
     name = required("\"fahrenheit\""),
     bundle = required("\"functions/fahrenheit\""),
     capabilities = section(Vec::new()),
-    secrets = section(BTreeMap::new());
+    secrets = section(BTreeMap::new()),
+    layers = section(Vec::new());
     flatten settings: FunctionSettings;
     with place = |table| table.place()
 }
@@ -99,7 +105,7 @@ keys! { FunctionSettings:
     on_success = setting(),
     on_failure = setting(),
     trigger = setting();
-    later layers, event_shape
+    later event_shape
 }
 
 /// `isolation`.
@@ -243,18 +249,76 @@ keys! { MqttDestination:
     retain = or(false),
 }
 
-/// `[[function.trigger]]`: exactly one of the keys.
+/// `[[function.trigger]]`: what it listens to, and what all kinds of triggers have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum TriggerConfig {
+pub struct TriggerConfig {
+    /// What it listens to.
+    pub kind: TriggerKind,
+}
+
+keys! { TriggerConfig: ; flatten kind: TriggerKind }
+
+/// What a trigger listens to: exactly one of the keys.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TriggerKind {
     /// `mqtt = { filter = "sensors/+/temp", qos = 1 }`.
     Mqtt(MqttTrigger),
     /// `schedule = { every = "5m" }`.
     Schedule(ScheduleTrigger),
     /// `event = { kind = "com.example.*" }`: what is posted to `/v1/events`.
-    Event(HttpTrigger),
+    Event(EventTrigger),
+    /// `http = { path = "/orders/{id}" }`: requests to a function URL.
+    Http(HttpTrigger),
+    /// `process = { source = "radio" }`: lines that a program writes.
+    Process(SourceTrigger),
+    /// `tail = { source = "syslog" }`: lines that a file grows by.
+    Tail(SourceTrigger),
+    /// `file = { source = "inbox" }`: files that come, change or go.
+    File(FileTrigger),
+    /// `sysfs = { source = "heat" }`: what sensors of the machine say.
+    Sysfs(SourceTrigger),
 }
 
-kinds! { TriggerConfig: "mqtt" = Self::Mqtt, "schedule" = Self::Schedule, "event" = Self::Event; later "http", "file", "modbus", "gpio", "serial", "opcua" }
+impl TriggerKind {
+    /// The source that it hears, with the kind that it must be.
+    pub(crate) const fn source(&self) -> Option<(&'static str, &SourceName)> {
+        match self {
+            Self::Mqtt(_) | Self::Schedule(_) | Self::Event(_) | Self::Http(_) => None,
+            Self::Process(trigger) => Some(("process", &trigger.source)),
+            Self::Tail(trigger) => Some(("tail", &trigger.source)),
+            Self::File(trigger) => Some(("file", &trigger.source)),
+            Self::Sysfs(trigger) => Some(("sysfs", &trigger.source)),
+        }
+    }
+}
+
+/// As `status` shows it: `mqtt local sensors/+/temp`, `every 5m`.
+impl std::fmt::Display for TriggerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mqtt(mqtt) => {
+                let broker = mqtt.broker.as_ref().map_or("local", BrokerName::as_str);
+                write!(f, "mqtt {broker} {}", mqtt.filter)
+            }
+            Self::Schedule(schedule) => match (&schedule.every, &schedule.cron) {
+                (Some(every), _) => write!(f, "every {every}"),
+                (None, Some(cron)) => write!(f, "cron {cron}"),
+                (None, None) => f.write_str("never"),
+            },
+            Self::Event(event) => match &event.source {
+                Some(source) => write!(f, "event {} from {source}", event.kind),
+                None => write!(f, "event {}", event.kind),
+            },
+            Self::Http(http) => write!(f, "http {http}"),
+            Self::Process(trigger) => write!(f, "process {}", trigger.source),
+            Self::Tail(trigger) => write!(f, "tail {}", trigger.source),
+            Self::File(trigger) => write!(f, "file {}", trigger.source),
+            Self::Sysfs(trigger) => write!(f, "sysfs {}", trigger.source),
+        }
+    }
+}
+
+kinds! { beside TriggerKind: "mqtt" = Self::Mqtt, "schedule" = Self::Schedule, "event" = Self::Event, "http" = Self::Http, "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs; later "modbus", "gpio", "serial", "opcua" }
 
 /// `mqtt = { filter = "sensors/+/temp", qos = 1 }`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -303,14 +367,14 @@ words! { Missed: "skip" = Self::Skip, "once" = Self::Once }
 
 /// `event = { kind = "com.example.*", source = "/press/1" }`; a `*` at the end stands for anything.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct HttpTrigger {
+pub struct EventTrigger {
     /// CloudEvents `type`.
     pub kind: String,
     /// CloudEvents `source`; any unless said.
     pub source: Option<String>,
 }
 
-keys! { HttpTrigger: kind = required("\"com.example.reading\""), source = optional() }
+keys! { EventTrigger: kind = required("\"com.example.reading\""), source = optional() }
 
 /// `function.toml`: what a bundle declares.
 #[derive(Clone, Debug, PartialEq)]

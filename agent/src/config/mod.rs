@@ -3,13 +3,18 @@
 //! `read` turns TOML into the types of this module and notes all that is wrong with the form, `check` all that is wrong
 //! with the meaning; nothing is reported twice, and nothing hides what comes after it.
 
+mod access;
 mod check;
-mod document;
+mod cloud;
+mod deployed;
+mod deployment;
+pub(crate) mod document;
 mod environment;
 pub mod function;
 pub mod gateway;
 pub mod mqtt;
-mod read;
+pub(crate) mod read;
+mod source;
 pub mod stream;
 mod uplink;
 
@@ -17,25 +22,35 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use self::access::Access;
 pub(crate) use self::check::{Names, check_settings, check_specs, check_test, environment_bytes};
-pub(crate) use self::document::Document;
+pub use self::cloud::CloudConfig;
+pub use self::deployment::{DeploymentFile, FunctionItem, Item, ModelItem, PolicyFile};
 pub use self::document::{ConfigErrors, Place, Problem};
+pub(crate) use self::document::{Document, join};
 pub use self::environment::Environment;
 pub use self::function::{
-    BundleTest, DestinationConfig, Expectation, FunctionConfig, FunctionRuntime, FunctionSettings, HttpTrigger,
+    BundleTest, DestinationConfig, EventTrigger, Expectation, FunctionConfig, FunctionRuntime, FunctionSettings,
     IdempotencyConfig, Isolation, Manifest, Missed, MqttDestination, MqttTrigger, RetryConfig, ScheduleTrigger,
-    TriggerConfig,
+    TriggerConfig, TriggerKind,
 };
 pub use self::gateway::{
     ApiConfig, ApiListen, GatewayConfig, InferenceConfig, InferenceRuntime, LogConfig, LogFormat, ModelConfig,
     TraceConfig,
 };
 pub use self::mqtt::{BrokerUser, EmbeddedBrokerConfig, MqttConfig};
-use self::read::{Read, ReadTable, keys};
+use self::read::{Read, ReadTable};
+pub(crate) use self::read::{keys, words};
+pub use self::source::{SourceConfig, SourceTrigger};
 pub use self::stream::{BatchConfig, Drain, Durability, StreamConfig, WhenFull};
 pub use self::uplink::{HttpUplink, MqttUplink, Rate, UplinkConfig, UplinkPayload, UplinkTo};
 use crate::limits::Limits;
-use crate::name::{BrokerName, GatewayName, StreamName};
+use crate::name::{BrokerName, GatewayName, SourceName, StreamName};
+use crate::trigger::file::{FileSource, FileTrigger};
+use crate::trigger::http::{CorsConfig, HttpTrigger};
+use crate::trigger::process::ProcessSource;
+use crate::trigger::sysfs::SysfsSource;
+use crate::trigger::tail::TailSource;
 
 /// The Unix socket's name in the state folder.
 const SOCKET: &str = "tidegate.sock";
@@ -57,8 +72,12 @@ pub struct Config {
     pub log: LogConfig,
     /// `[trace]`.
     pub trace: TraceConfig,
+    /// `[cloud]`; without it nobody deploys to this gateway.
+    pub cloud: Option<CloudConfig>,
     /// `[inference]`.
     pub inference: InferenceConfig,
+    /// `[source.NAME]`.
+    pub source: BTreeMap<SourceName, SourceConfig>,
     /// `[stream.NAME]`.
     pub stream: BTreeMap<StreamName, StreamConfig>,
     /// `[[model]]`.
@@ -74,12 +93,14 @@ keys! { Config:
     api = section(ApiConfig::default()),
     log = section(LogConfig::default()),
     trace = section(TraceConfig::default()),
+    cloud = setting(),
     inference = section(InferenceConfig::default()),
+    source = section(BTreeMap::new()),
     stream = section(BTreeMap::new()),
     model = each(),
     function = each();
     with file = |table| table.file();
-    later cloud, control_plane, device, layer, embedded_cloud
+    later control_plane, device, layer, embedded_cloud
 }
 
 impl Config {
@@ -165,7 +186,12 @@ pub fn tables() -> Vec<(&'static str, &'static [&'static str])> {
         ("[api]", ApiConfig::KEYS),
         ("[log]", LogConfig::KEYS),
         ("[trace]", TraceConfig::KEYS),
+        ("[cloud]", CloudConfig::KEYS),
         ("[inference]", InferenceConfig::KEYS),
+        ("process source", ProcessSource::KEYS),
+        ("tail source", TailSource::KEYS),
+        ("file source", FileSource::KEYS),
+        ("sysfs source", SysfsSource::KEYS),
         ("[stream.NAME]", StreamConfig::KEYS),
         ("uplink", UplinkConfig::KEYS),
         ("batch", BatchConfig::KEYS),
@@ -177,7 +203,11 @@ pub fn tables() -> Vec<(&'static str, &'static [&'static str])> {
         ("mqtt destination", MqttDestination::KEYS),
         ("mqtt trigger", MqttTrigger::KEYS),
         ("schedule trigger", ScheduleTrigger::KEYS),
-        ("event trigger", HttpTrigger::KEYS),
+        ("event trigger", EventTrigger::KEYS),
+        ("http trigger", HttpTrigger::KEYS),
+        ("cors of an http trigger", CorsConfig::KEYS),
+        ("process or tail trigger", SourceTrigger::KEYS),
+        ("file trigger", FileTrigger::KEYS),
         ("function.toml", Manifest::KEYS),
         ("function.toml settings", FunctionSettings::KEYS),
         ("function.toml [[test]]", BundleTest::KEYS),

@@ -9,8 +9,9 @@ use toml::Value;
 
 use super::document::{ConfigErrors, Document, Place, element, join};
 use crate::capability::Capability;
-use crate::name::{BrokerName, FunctionName, GatewayName, ModelName, StreamName};
+use crate::name::{ArtifactName, BrokerName, FunctionName, GatewayName, GroupName, ModelName, SourceName, StreamName};
 use crate::topic::TopicFilter;
+use crate::trigger::http::PathTemplate;
 use crate::units::{ByteSize, Span};
 
 /// What can stand in a config file.
@@ -89,6 +90,26 @@ impl Table<'_> {
         }
     }
 
+    /// The one of `known` that the table must have.
+    pub(crate) fn one_of(&mut self, known: &[&'static str], later: &[&'static str]) -> Option<&'static str> {
+        self.known.extend(known);
+        self.later.extend(later);
+        let found: Vec<_> = known.iter().copied().filter(|key| self.values.contains_key(*key)).collect();
+        if let [key] = found[..] {
+            return Some(key);
+        }
+        let unknown = |key: &String| !self.known.contains(&key.as_str());
+        // One that is not known is told of by itself, and may be the one that is missed.
+        if !found.is_empty() || !self.values.keys().any(unknown) {
+            let what = match found.len() {
+                0 => format!("it has none of {}", list(known)),
+                _ => format!("it has {}, but must have exactly one", list(&found).replace(" or ", " and ")),
+            };
+            self.document.refuse_key(self.path, what, format!("write one of {}", list(known)));
+        }
+        None
+    }
+
     /// Reports what is wrong with the table as a whole, unless it asks for what is not there yet.
     pub(crate) fn refuse(&mut self, what: &str, hint: &str) {
         if !self.later.iter().any(|later| self.values.contains_key(*later)) {
@@ -146,7 +167,7 @@ pub(crate) fn table<T: ReadTable>(value: &Value, path: &str, document: &mut Docu
 
 /// Reads a table that stands in no file, without places.
 pub(crate) fn alone<T: ReadTable>(value: &Value) -> Result<T, ConfigErrors> {
-    let mut document = Document::parse(&PathBuf::new(), String::new());
+    let mut document = Document::of_value("");
     let taken = table(value, "", &mut document);
     document.finish(taken)
 }
@@ -227,8 +248,12 @@ texts! {
     StreamName: "a stream's name in quotes", "\"readings\"";
     ModelName: "a model's name in quotes", "\"motion\"";
     BrokerName: "a broker's name in quotes", "\"local\"";
+    SourceName: "a source's name in quotes", "\"radio\"";
     GatewayName: "a gateway's name in quotes", "\"press-hall-3\"";
+    GroupName: "a group's name in quotes", "\"presses\"";
+    ArtifactName: "an artifact's name in quotes", "\"motion\"";
     TopicFilter: "a topic filter in quotes", "\"sensors/+/temp\"";
+    PathTemplate: "the path of a function URL in quotes", "\"/orders/{id}\"";
     Span: "a duration with its unit, in quotes", "\"3s\"";
     ByteSize: "a size with its unit, in quotes", "\"64 MiB\"";
 }
@@ -427,8 +452,19 @@ pub(crate) fn word<T: Copy>(
     found
 }
 
-/// Says which one key a table has, by kind: `{ mqtt = … }` or `{ stream = … }`.
+/// Says which one key a table has, by kind: `{ mqtt = … }` or `{ stream = … }`; `beside` others, which a `flatten` of it knows.
 macro_rules! kinds {
+    (beside $type:ty: $($key:literal = $variant:path),* $(,)? $(; later $($later:literal),*)?) => {
+        impl $crate::config::read::ReadTable for $type {
+            const KEYS: &'static [&'static str] = &[$($key),*];
+            fn take(table: &mut $crate::config::read::Table<'_>) -> Option<Self> {
+                match table.one_of(Self::KEYS, &[$($($later),*)?])? {
+                    $($key => table.required($key, "{ … }").map($variant),)*
+                    _ => None,
+                }
+            }
+        }
+    };
     ($type:ty: $($key:literal = $variant:path),* $(,)? $(; later $($later:literal),*)?) => {
         impl $crate::config::read::Read for $type {
             fn read(

@@ -1,4 +1,4 @@
-//! Where a stream drains to: a broker or an HTTP server.
+//! Where a stream drains to: a broker, an HTTP server, or the control plane.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use super::read::{Read, ReadTable, Table, alone, table, text, words};
 use crate::name::BrokerName;
 use crate::units::ByteSize;
 
-/// `uplink = { mqtt = "cloud", topic = "site/{gateway}/{stream}" }` or `uplink = { http = "https://cloud.example/records" }`.
+/// `uplink = { mqtt = "cloud", topic = "site/{gateway}/{stream}" }`, `{ http = "https://cloud.example/records" }` or `{ cloud = true }`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkConfig {
     /// Where records go.
@@ -28,6 +28,8 @@ pub enum UplinkTo {
     Mqtt(MqttUplink),
     /// To a server, many in one request.
     Http(HttpUplink),
+    /// To the control plane of `[cloud]`, which keeps each once.
+    Cloud,
 }
 
 /// Records as messages.
@@ -73,7 +75,7 @@ impl UplinkConfig {
     pub fn broker(&self) -> Option<&BrokerName> {
         match &self.to {
             UplinkTo::Mqtt(mqtt) => Some(&mqtt.broker),
-            UplinkTo::Http(_) => None,
+            UplinkTo::Http(_) | UplinkTo::Cloud => None,
         }
     }
 }
@@ -83,37 +85,40 @@ impl fmt::Display for UplinkConfig {
         match &self.to {
             UplinkTo::Mqtt(mqtt) => write!(f, "mqtt {} {}", mqtt.broker, mqtt.topic),
             UplinkTo::Http(http) => write!(f, "http {}", http.url),
+            UplinkTo::Cloud => f.write_str("cloud"),
         }
     }
 }
 
 impl ReadTable for UplinkConfig {
     const KEYS: &'static [&'static str] =
-        &["mqtt", "topic", "payload", "http", "token_file", "ca", "cert", "key", "max_rate"];
+        &["mqtt", "topic", "payload", "http", "token_file", "ca", "cert", "key", "cloud", "max_rate"];
 
     fn take(table: &mut Table<'_>) -> Option<Self> {
-        table.later("cloud");
         let mqtt: Option<Option<BrokerName>> = table.optional("mqtt");
         let http: Option<Option<String>> = table.optional("http");
+        let cloud: Option<Option<bool>> = table.optional("cloud");
         let max_rate = table.optional("max_rate");
-        // The keys of the other kind stay unknown.
-        let to = match (mqtt?, http?) {
-            (Some(broker), None) => {
+        // The keys of the other kinds stay unknown.
+        let to = match (mqtt?, http?, cloud?.filter(|cloud| *cloud)) {
+            (Some(broker), None, None) => {
                 let topic = table.required("topic", "\"site/{gateway}/{stream}\"");
                 let payload = table.or("payload", UplinkPayload::Envelope);
                 UplinkTo::Mqtt(MqttUplink { broker, topic: topic?, payload: payload? })
             }
-            (None, Some(url)) => {
+            (None, Some(url), None) => {
                 let [token_file, ca, cert, key] = ["token_file", "ca", "cert", "key"].map(|key| table.optional(key));
                 UplinkTo::Http(HttpUplink { url, token_file: token_file?, ca: ca?, cert: cert?, key: key? })
             }
-            (Some(_), Some(_)) => {
-                table.refuse("it names both `mqtt` and `http`", "a stream has one uplink: keep one of the two");
+            (None, None, Some(_)) => UplinkTo::Cloud,
+            (None, None, None) => {
+                let hint = "add `mqtt = \"cloud\"` with its `topic`, `http = \"https://…\"`, or `cloud = true`";
+                table.refuse("it names neither `mqtt` nor `http` nor `cloud`", hint);
                 return None;
             }
-            (None, None) => {
-                let hint = "add `mqtt = \"cloud\"` with its `topic`, or `http = \"https://…\"`";
-                table.refuse("it names neither `mqtt` nor `http`", hint);
+            _ => {
+                let hint = "a stream has one uplink: keep one of them";
+                table.refuse("it names more than one of `mqtt`, `http` and `cloud`", hint);
                 return None;
             }
         };

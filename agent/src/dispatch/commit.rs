@@ -2,7 +2,8 @@
 //!
 //! An invocation that writes has one transaction: its records, key-values, publishes of QoS 1 and 2 (into the outbox), what it
 //! hands on to other functions, and the end of its own event on disk are kept together or not at all. Its event is settled when
-//! they are on disk. One that writes nothing has no need of the disk: its event is settled when what it sent was confirmed.
+//! they are on disk. One that writes nothing has no need of the disk: its event is settled when what it sent was confirmed. Where
+//! an event of its topic has left publishes in the outbox, order has it go there too.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -63,7 +64,9 @@ impl Pending {
         let Self { inner, running, spec, item, run, value } = self;
         let outcome = match result {
             Ok(()) => Outcome::Succeeded(value),
-            Err(NotKept::ForGood(why)) => Outcome::BadOutput(format!("what it sent was refused: {why}")),
+            Err(NotKept::ForGood(why) | NotKept::NotAllowed(why)) => {
+                Outcome::BadOutput(format!("what it sent was refused: {why}"))
+            }
             Err(NotKept::NotNow(why)) => Outcome::Unavailable(format!("what it sent could not be delivered: {why}")),
         };
         run.trace(&inner, &spec, &item, &outcome);
@@ -133,7 +136,7 @@ pub(super) async fn commit(
     };
     pending.item.settle_in(&mut batch);
     let (mut posted, mut direct) = (Posted::default(), Direct::default());
-    if batch.is_empty() {
+    if batch.is_empty() && !(pending.item.turn.is_some() && inner.outlets.holds_up(&publishes)) {
         direct = Direct { publishes, chained };
         if reads.is_empty() {
             return deliver(pending, direct).await;

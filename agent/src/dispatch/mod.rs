@@ -42,6 +42,7 @@ use self::queue::{Queue, SCOUT_DELAY, Wanted};
 use crate::clock::Clock;
 use crate::event::Event;
 use crate::function::FunctionSpec;
+use crate::inference::Loaded;
 use crate::limits::Limits;
 use crate::metrics::{Dropped, FunctionMetrics, Metrics};
 use crate::name::{FunctionName, Own};
@@ -108,6 +109,8 @@ struct Inner {
     /// Functions that were taken out of service: what they have on disk waits there until they are back.
     removed: Mutex<HashMap<FunctionName, Arc<Running>>>,
     load: Arc<Load>,
+    /// Held for writing while functions and models are exchanged, so that an event sees those that belong together.
+    switching: RwLock<()>,
     outlets: Outlets,
     metrics: Metrics,
     tracer: Tracer,
@@ -149,7 +152,9 @@ impl Dispatcher {
         clock: Clock,
     ) -> Self {
         let (functions, removed, load) = (RwLock::default(), Mutex::default(), Arc::default());
-        let inner = Arc::new(Inner { runtime, functions, removed, load, outlets, metrics, tracer, limits, clock });
+        let switching = RwLock::default();
+        let inner =
+            Arc::new(Inner { runtime, functions, removed, load, switching, outlets, metrics, tracer, limits, clock });
         inner.runtime.spawn(orphans::watch(Arc::downgrade(&inner)));
         Self { inner }
     }
@@ -157,26 +162,42 @@ impl Dispatcher {
     /// Puts a function into service, or a new version in place of the one that serves: events that wait, and those that
     /// come, go to the new one; what runs ends on the old one.
     pub fn deploy(&self, function: Function) {
-        let spec = Arc::clone(&function.spec);
+        self.switch(vec![function], || {});
+    }
+
+    /// The same for several at once, with the models that `exchange` exchanges: an event sees all as it was, or all as it is now.
+    pub fn switch(&self, functions: Vec<Function>, exchange: impl FnOnce()) {
+        let switching = self.inner.switching.write().unwrap_or_else(PoisonError::into_inner);
+        exchange();
+        let replaced: Vec<_> = functions.into_iter().filter_map(|function| self.replace(function)).collect();
+        drop(switching);
+        for running in replaced {
+            let spec = Arc::clone(&running.current().spec);
+            running.configure(&self.inner, &spec);
+            running.queue.set_workers_max(spec.concurrency);
+            running.queue.reopen();
+            running.parked.resume();
+            for item in running.parked.set_order(spec.order) {
+                running.run(item);
+            }
+        }
+    }
+
+    /// Has new instances be made of `function`. `None` when it is new here.
+    fn replace(&self, function: Function) -> Option<Arc<Running>> {
+        let name = function.spec.name.clone();
         let inner = &self.inner;
         let mut functions = inner.functions.write().unwrap_or_else(PoisonError::into_inner);
-        let before = functions.get(&spec.name).map(Arc::clone).or_else(|| inner.removed().remove(&spec.name));
+        let before = functions.get(&name).map(Arc::clone).or_else(|| inner.removed().remove(&name));
         let Some(running) = before else {
             let running = Arc::new(Running::new(inner, function));
             inner.runtime.spawn(parked::tend(Arc::clone(inner), Arc::clone(&running)));
-            functions.insert(spec.name.clone(), running);
-            return;
+            functions.insert(name, running);
+            return None;
         };
         *running.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(function);
-        functions.insert(spec.name.clone(), Arc::clone(&running));
-        drop(functions);
-        running.configure(inner, &spec);
-        running.queue.set_workers_max(spec.concurrency);
-        running.queue.reopen();
-        running.parked.resume();
-        for item in running.parked.set_order(spec.order) {
-            running.run(item);
-        }
+        functions.insert(name, Arc::clone(&running));
+        Some(running)
     }
 
     /// Takes a function out of service. Events that wait in memory are still served; those on disk wait until it is back.
@@ -303,6 +324,12 @@ impl Inner {
                 Err(refused)
             }
         }
+    }
+
+    /// The version that an event meets now, with the models that belong to it.
+    fn current(&self, running: &Running) -> (Arc<Function>, Arc<Loaded>) {
+        let _together = self.switching.read().unwrap_or_else(PoisonError::into_inner);
+        (running.current(), self.runtime.models())
     }
 
     fn running(&self, function: &FunctionName) -> Option<Arc<Running>> {

@@ -9,6 +9,7 @@ use super::outbox::{Lane, stream_of};
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::function::MqttDestination;
+use crate::invocation::Publish;
 use crate::journal::{DEAD_LETTERS, Journal};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -141,6 +142,12 @@ impl Outlets {
         let name = name.map_or("local", BrokerName::as_str);
         let routes = self.inner.routes.read().unwrap_or_else(PoisonError::into_inner);
         routes.lanes.get(name).cloned().ok_or_else(|| format!("there is no broker `{name}` in gateway.toml"))
+    }
+
+    /// Whether one of these, given to its broker at once, would overtake what waits in the outbox.
+    pub(super) fn holds_up(&self, publishes: &[Publish]) -> bool {
+        let waits = |publish: &Publish| self.lane(publish.broker.as_ref()).is_ok_and(|lane| lane.has_unsent());
+        publishes.iter().any(waits)
     }
 
     /// The topic of a destination, with its placeholders filled in.

@@ -94,6 +94,8 @@ impl Lab {
             component: file,
             digest: Arc::from(digest),
             root: self.dir.path().to_owned(),
+            layers: None,
+            folders: BTreeMap::new(),
             timeout: Span::parse("5s").unwrap(),
             memory: ByteSize::mib(4),
             concurrency: 1,

@@ -15,6 +15,7 @@ use crate::event;
 use crate::function::FunctionSpec;
 use crate::invocation::{Context, Effects, Outcome, Timings};
 use crate::journal::Batch;
+use crate::metrics::Dropped;
 use crate::runtime::{Function, Instance};
 use crate::telemetry::Invocation;
 use crate::trigger::Delivery;
@@ -54,7 +55,11 @@ pub(super) async fn work(inner: Arc<Inner>, running: Arc<Running>) {
 }
 
 async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Arc<Function>, Instance)>, item: Item) {
-    let function = running.current();
+    // Nobody would hear what came of it: callers who give up, and come again, must not keep the function busy.
+    if matches!(&item.reply, Reply::Answer(caller) if caller.is_closed()) {
+        return running.metrics.dropped(Dropped::CallerGone);
+    }
+    let (function, models) = inner.current(running);
     let spec = &function.spec;
     if item.event.hops > inner.limits.hops_max {
         let why = format!(
@@ -65,8 +70,8 @@ async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Ar
         return finish(inner, running, &function, item, run, Outcome::Rejected(why), Effects::default()).await;
     }
     let Some(item) = claim(inner, running, &function, item).await else { return };
-    // A new version, or `fresh`: the instance at hand is not the one that is wanted.
-    if warm.take_if(|(of, _)| !Arc::ptr_eq(of, &function)).is_some() {
+    // A new version, `fresh`, or another folder in the place of one that it reads: the instance at hand is not the one that is wanted.
+    if warm.take_if(|(of, instance)| !Arc::ptr_eq(of, &function) || !instance.is_current()).is_some() {
         running.metrics.instances.dec();
     }
     let started = inner.clock.instant();
@@ -102,7 +107,7 @@ async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Ar
         },
     };
     let (invocation, trace_parent) = (Arc::clone(&context.invocation), context.trace_parent.clone());
-    let mut invoked = instance.invoke(&item.event, context).await;
+    let mut invoked = instance.invoke_with(&item.event, context, models).await;
     if !invoked.reusable || spec.isolation == Isolation::Fresh {
         *warm = None;
         running.metrics.instances.dec();

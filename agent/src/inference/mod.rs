@@ -41,10 +41,42 @@ use crate::name::ModelName;
 pub struct Models {
     config: InferenceConfig,
     limits: Arc<Limits>,
-    engine: OnceLock<Engine>,
-    loaded: RwLock<BTreeMap<ModelName, Arc<Model>>>,
+    engine: Arc<OnceLock<Engine>>,
+    loaded: RwLock<Arc<Loaded>>,
     /// One at a time: loading takes memory, and two of the same name would race for it.
     loading: tokio::sync::Mutex<()>,
+}
+
+/// The models at one moment: what replaces one of them later is not seen through this.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded(BTreeMap<ModelName, Arc<Model>>);
+
+impl Loaded {
+    /// The model of that name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Model>> {
+        self.0.get(name)
+    }
+
+    /// Runs the model of that name.
+    ///
+    /// # Errors
+    /// When there is none, or as [`Model::run`].
+    pub async fn run(
+        &self,
+        name: &str,
+        inputs: Vec<(String, Tensor)>,
+    ) -> Result<Vec<(String, Tensor)>, InferenceError> {
+        match self.get(name) {
+            Some(model) => model.run(inputs).await,
+            None => Err(self.no_model(name)),
+        }
+    }
+
+    /// The error for a name that is none of a model, with those that are.
+    pub fn no_model(&self, name: &str) -> InferenceError {
+        let loaded = self.0.keys().map(ToString::to_string).collect();
+        InferenceError::NoModel { model: name.to_owned(), loaded }
+    }
 }
 
 /// Reads `file` as a model's file, without an engine.
@@ -85,7 +117,7 @@ impl Models {
         Ok(Self {
             config: config.clone(),
             limits,
-            engine: OnceLock::new(),
+            engine: Arc::default(),
             loaded: RwLock::default(),
             loading: tokio::sync::Mutex::default(),
         })
@@ -128,10 +160,38 @@ impl Models {
     }
 
     /// Has a prepared model take over.
-    pub fn install(&self, Prepared { name, model }: Prepared) {
-        let status = model.status();
-        let what = if self.write().insert(name.clone(), model).is_some() { "model replaced" } else { "model loaded" };
-        info!(model = %name, digest = &status.digest[..12], engine = %status.engine, "{what}");
+    pub fn install(&self, prepared: Prepared) {
+        self.replace(vec![prepared], &[]);
+    }
+
+    /// Has `prepared` models take over and forgets those that are `gone`, all in one moment. Runs that have begun end first.
+    pub fn replace(&self, prepared: Vec<Prepared>, gone: &[ModelName]) {
+        let mut loaded = self.write();
+        let models = &mut Arc::make_mut(&mut loaded).0;
+        for Prepared { name, model } in prepared {
+            let status = model.status();
+            let what = if models.insert(name.clone(), model).is_some() { "model replaced" } else { "model loaded" };
+            info!(model = %name, digest = &status.digest[..12], engine = %status.engine, "{what}");
+        }
+        for name in gone {
+            if models.remove(name).is_some() {
+                info!(model = %name, "model removed");
+            }
+        }
+    }
+
+    /// These models with `prepared` ones in the place of those of the same name, for a runtime of its own.
+    #[must_use]
+    pub fn beside(&self, prepared: &[Prepared]) -> Self {
+        let mut loaded = Loaded::clone(&self.current());
+        loaded.0.extend(prepared.iter().map(|prepared| (prepared.name.clone(), Arc::clone(&prepared.model))));
+        Self {
+            config: self.config.clone(),
+            limits: Arc::clone(&self.limits),
+            engine: Arc::clone(&self.engine),
+            loaded: RwLock::new(Arc::new(loaded)),
+            loading: tokio::sync::Mutex::default(),
+        }
     }
 
     fn engine(&self) -> Result<&Engine, InferenceError> {
@@ -144,47 +204,37 @@ impl Models {
 
     /// Forgets a model; runs that have begun end first.
     pub fn remove(&self, name: &ModelName) {
-        if self.write().remove(name).is_some() {
-            info!(model = %name, "model removed");
-        }
+        self.replace(Vec::new(), std::slice::from_ref(name));
+    }
+
+    /// The models as they are now.
+    pub fn current(&self) -> Arc<Loaded> {
+        Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The model of that name, as it is now.
     pub fn get(&self, name: &str) -> Option<Arc<Model>> {
-        self.read().get(name).map(Arc::clone)
+        self.current().get(name).map(Arc::clone)
     }
 
     /// Runs the model of that name, as it is now.
     ///
     /// # Errors
-    /// When there is none, or as [`Model::run`].
+    /// As [`Loaded::run`].
     pub async fn run(
         &self,
         name: &str,
         inputs: Vec<(String, Tensor)>,
     ) -> Result<Vec<(String, Tensor)>, InferenceError> {
-        match self.get(name) {
-            Some(model) => model.run(inputs).await,
-            None => Err(self.no_model(name)),
-        }
-    }
-
-    /// The error for a name that is none of a model, with those that are.
-    pub fn no_model(&self, name: &str) -> InferenceError {
-        let loaded = self.read().keys().map(ToString::to_string).collect();
-        InferenceError::NoModel { model: name.to_owned(), loaded }
+        self.current().run(name, inputs).await
     }
 
     /// All models, by name.
     pub fn status(&self) -> Vec<ModelStatus> {
-        self.read().values().map(|model| model.status()).collect()
+        self.current().0.values().map(|model| model.status()).collect()
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ModelName, Arc<Model>>> {
-        self.loaded.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ModelName, Arc<Model>>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Arc<Loaded>> {
         self.loaded.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

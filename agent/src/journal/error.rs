@@ -123,6 +123,11 @@ impl JournalError {
         Self::Conflict { function, bucket, key }
     }
 
+    /// It failed, and is not opened anew yet.
+    pub(super) fn repairing(journal: &Path) -> Self {
+        Self::Storage { path: journal.to_owned(), why: "it is being repaired".to_owned() }
+    }
+
     pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { what, path: path.to_owned(), source: Arc::new(source) }
     }

@@ -34,6 +34,14 @@ impl Held {
         self.batches.push(batch);
     }
 
+    /// Those that were to be written and were not: they come before all that came since, and are tried again by `by`.
+    pub(super) fn put_back(&mut self, batches: Vec<Begun>, by: Instant) {
+        let since = std::mem::take(self);
+        batches.into_iter().for_each(|batch| self.push(batch, by));
+        let by = since.by.unwrap_or(by);
+        since.batches.into_iter().for_each(|batch| self.push(batch, by));
+    }
+
     /// Whether `batch` comes after records that are still here.
     pub(super) fn precedes(&self, batch: &Begun) -> bool {
         batch.records.iter().any(|(stream, _)| self.streams.contains_key(stream))
@@ -59,5 +67,41 @@ impl Held {
 
     pub(super) const fn is_empty(&self) -> bool {
         self.batches.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::buffer::age::Moment;
+    use crate::journal::Record;
+
+    fn batch(sequence: u64) -> Begun {
+        let data = bytes::Bytes::from_static(b"1");
+        let record = Record { sequence, time_ms: 1, time_unknown: false, trace_parent: None, data };
+        Begun {
+            records: vec![(StreamName::parse("lazy").unwrap(), record)],
+            moment: Moment::default(),
+            key_values: Vec::new(),
+            done: Vec::new(),
+            depends: Vec::new(),
+            within: Duration::from_secs(30),
+            bytes: 100,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_not_written_keeps_its_place_before_what_came_meanwhile() {
+        let (mut held, now) = (Held::default(), crate::clock::Clock::system().instant());
+        held.push(batch(4), now);
+        let not_written = held.take();
+        held.push(batch(5), now + Duration::from_secs(2));
+        held.put_back(not_written, now + Duration::from_secs(1));
+        assert_eq!((held.by(), held.bytes), (Some(now + Duration::from_secs(1)), 200));
+        assert!(held.precedes(&batch(6)));
+        let sequences: Vec<u64> = held.take().iter().map(|batch| batch.records[0].1.sequence).collect();
+        assert_eq!(sequences, [4, 5]);
     }
 }

@@ -81,6 +81,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 pub use self::batch::{Batch, Committed, Committing, KeyValue, KeyValueRead, RecordMeta};
 pub use self::error::JournalError;
+pub(crate) use self::log::check as check_log;
 use self::state::{Shared, State};
 pub use self::status::{JournalStatus, StreamStatus};
 use self::writer::{Job, Writer};
@@ -135,7 +136,8 @@ impl Journal {
         let streams = with_dead_letters(config.streams);
         let opened = recovery::open(dir, &streams, clock.now_ms())?;
         let (active, revision) = (Arc::clone(&opened.active), opened.revision);
-        let mut state = State { config: streams, ..State::default() };
+        let bytes_max = config.limits.buffer_bytes_max.0;
+        let mut state = State { config: streams, bytes_max, ..State::default() };
         state.adopt(opened, state::read_clock(&clock)).map_err(|fault| fault.about(&active.dir))?;
         if let Some(unset) = (!clock.is_plausible()).then(|| clock.now_ms()) {
             tracing::warn!(unix_ms = unset, "the clock is not set: until it is, the times of records are not known");
@@ -236,10 +238,13 @@ impl Journal {
         self.shared.state().config.contains_key(stream)
     }
 
-    /// Replaces the streams' settings. Records of a stream that is no longer there stay until they are acknowledged or over
-    /// the default limits.
-    pub fn configure(&self, streams: BTreeMap<StreamName, StreamConfig>) {
-        self.shared.state().config = with_dead_letters(streams);
+    /// Replaces the streams' settings, and the budget of all together. Records of a stream that is no longer there stay until
+    /// they are acknowledged or over the default limits.
+    pub fn configure(&self, streams: BTreeMap<StreamName, StreamConfig>, buffer_bytes: ByteSize) {
+        let mut state = self.shared.state();
+        state.config = with_dead_letters(streams);
+        state.bytes_max = buffer_bytes.0;
+        drop(state);
         if let Some(jobs) = &self.jobs {
             // Only wakes the writer, so that new limits hold at once.
             let _ = jobs.send(Job::Look);

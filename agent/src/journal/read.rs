@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::MutexGuard;
 
 use super::batch::KeyValue;
 use super::begin::stored;
 use super::segment::{Fault, Segment};
+use super::state::{State, Stream};
 use super::writer::Job;
 use super::{Journal, JournalError, Record};
 use crate::buffer::record::{self, Block, Frame};
@@ -70,12 +72,8 @@ impl Journal {
     /// # Errors
     /// As [`Journal::read`].
     pub fn read_one(&self, stream: &StreamName, sequence: u64) -> Result<Option<Record>, JournalError> {
-        let is_there = {
-            let state = self.shared.state();
-            let index = state.streams.get(stream).map(|stream| &stream.index);
-            index.is_some_and(|index| sequence <= index.durable && index.is_live(sequence))
-        };
-        if !is_there {
+        let is_there = |stream: &Stream| sequence <= stream.index.durable && stream.index.is_live(sequence);
+        if !self.certain(stream)?.streams.get(stream).is_some_and(is_there) {
             return Ok(None);
         }
         let records = self.read(stream, sequence - 1, 1, usize::MAX)?;
@@ -94,6 +92,7 @@ impl Journal {
         records_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<Record>, JournalError> {
+        drop(self.certain(stream)?);
         let mut records: Vec<Record> = Vec::new();
         let mut kept_bytes = 0_usize;
         let mut next = after.saturating_add(1);
@@ -147,6 +146,15 @@ impl Journal {
             next = reached.saturating_add(1);
         }
         Ok(records)
+    }
+
+    /// The state, when what it says of `stream` is what will be found on disk.
+    fn certain(&self, stream: &StreamName) -> Result<MutexGuard<'_, State>, JournalError> {
+        let state = self.shared.state();
+        if state.streams.get(stream).is_some_and(|stream| stream.in_doubt) {
+            return Err(JournalError::repairing(&self.shared.dir));
+        }
+        Ok(state)
     }
 
     fn place(&self, stream: &StreamName, next: u64) -> Option<Place> {

@@ -88,10 +88,7 @@ impl Writer {
         let Some(at) = self.repair_at else { return Ok(()) };
         let now = self.shared.clock.instant();
         if now < at {
-            return Err(JournalError::Storage {
-                path: self.shared.dir.clone(),
-                why: "it is being repaired".to_owned(),
-            });
+            return Err(JournalError::repairing(&self.shared.dir));
         }
         self.repair_at = Some(now + TICK);
         self.use_segment(None);

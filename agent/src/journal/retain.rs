@@ -19,13 +19,12 @@ impl Writer {
     /// first, the oldest of them before the others; dead letters and what the agent keeps for itself go last.
     pub(super) fn retain(&mut self, group: &mut Group) {
         let mut state = self.shared.state();
-        let runs = state.ages.state().runs.len();
         let now_ms = state.ages.look(self.shared.reading()).age_ms;
-        if state.ages.state().runs.len() > runs {
+        if state.ages.take_news() {
             group.clock = true;
             group.sync_within(LAZY_SYNC);
         }
-        let State { config, own, streams, key_value_bytes, .. } = &mut *state;
+        let State { config, own, streams, key_value_bytes, bytes_max, .. } = &mut *state;
         let default = StreamConfig::default();
         let mut ranks: BTreeMap<StreamName, (bool, bool, u8)> = BTreeMap::new();
         for (name, stream) in streams.iter_mut() {
@@ -39,7 +38,7 @@ impl Writer {
         }
         let values: u64 = key_value_bytes.values().sum();
         let mut used = values + streams.values().map(Stream::bytes).sum::<u64>();
-        while used > self.shared.limits.buffer_bytes_max.0 {
+        while used > *bytes_max {
             let with_records = streams.iter_mut().filter(|(_, stream)| stream.index.bytes > 0);
             let least = with_records.min_by_key(|(name, stream)| {
                 let rank = ranks.get(*name).copied().unwrap_or((true, true, u8::MAX));

@@ -52,11 +52,14 @@ pub(super) struct Stream {
     /// Records that were begun and are not written yet, and their bytes.
     pub(super) begun: u64,
     pub(super) begun_bytes: u64,
+    /// A batch that was done with records of it failed: until the journal is opened anew the index leaves out too many.
+    pub(super) in_doubt: bool,
 }
 
 impl Default for Stream {
     fn default() -> Self {
-        Self { index: StreamIndex::default(), durable: watch::channel(0).0, begun: 0, begun_bytes: 0 }
+        let (index, durable) = (StreamIndex::default(), watch::channel(0).0);
+        Self { index, durable, begun: 0, begun_bytes: 0, in_doubt: false }
     }
 }
 
@@ -87,6 +90,8 @@ pub(super) struct State {
     pub(super) config: BTreeMap<StreamName, StreamConfig>,
     /// Settings of the agent's own streams.
     pub(super) own: BTreeMap<StreamName, StreamConfig>,
+    /// Budget of all streams and key-values together.
+    pub(super) bytes_max: u64,
     pub(super) streams: BTreeMap<StreamName, Stream>,
     /// Bytes that were written to each segment.
     pub(super) segments: BTreeMap<u64, u64>,
@@ -114,6 +119,7 @@ impl State {
         for (name, stream) in &mut self.streams {
             let known = std::mem::take(&mut stream.index);
             stream.index = streams.remove(name).unwrap_or_default();
+            stream.in_doubt = false;
             let records = stream.index.records();
             let state = &mut stream.index.state;
             state.newest = state.newest.max(known.state.newest);
@@ -162,7 +168,7 @@ impl Shared {
 
     pub(super) fn active(&self) -> Result<Arc<Segment>, JournalError> {
         let active = self.active.read().unwrap_or_else(PoisonError::into_inner).clone();
-        active.ok_or_else(|| JournalError::Storage { path: self.dir.clone(), why: "it is being repaired".to_owned() })
+        active.ok_or_else(|| JournalError::repairing(&self.dir))
     }
 
     pub(super) fn set_active(&self, segment: Option<Arc<Segment>>) {

@@ -27,7 +27,7 @@ pub struct StreamStatus {
     /// Records that `max_bytes` cost, ever.
     pub dropped_by_bytes: u64,
     /// Records that the budget of all streams together cost, ever.
-    pub dropped_by_total: u64,
+    pub dropped_by_buffer: u64,
     /// Records that damage cost, ever, as far as it is known.
     pub lost: u64,
 }
@@ -44,7 +44,7 @@ impl StreamStatus {
             acked_sequence: state.acked,
             dropped_by_age: state.dropped_by_age,
             dropped_by_bytes: state.dropped_by_bytes,
-            dropped_by_total: state.dropped_by_total,
+            dropped_by_buffer: state.dropped_by_buffer,
             lost: state.lost,
         }
     }

@@ -358,11 +358,17 @@ impl Writer {
             }
             (result, _) => result,
         };
-        std::mem::take(&mut group.written).into_iter().for_each(|done| answer(done, result.clone()));
         match &result {
             Ok(()) => self.shared.state().overlay.landed(group.writes()),
-            Err(_) => self.shared.state().overlay.dropped(group.writes()),
+            Err(_) => {
+                let mut state = self.shared.state();
+                state.overlay.dropped(group.writes());
+                for name in group.done.keys() {
+                    state.streams.entry(name.clone()).or_default().in_doubt = true;
+                }
+            }
         }
+        std::mem::take(&mut group.written).into_iter().for_each(|done| answer(done, result.clone()));
         match (&result, self.sync_by) {
             (Err(_), _) => self.hold_again(std::mem::take(&mut group.held)),
             (Ok(()), None) => {}
@@ -406,15 +412,12 @@ impl Writer {
 
     /// What was answered already waits for another try.
     fn hold_again(&mut self, batches: Vec<Begun>) {
-        let by = self.shared.clock.instant() + TICK;
-        for begun in batches {
-            let mut state = self.shared.state();
-            for (name, record) in &begun.records {
-                state.streams.entry(name.clone()).or_default().begun_again(record);
-            }
-            drop(state);
-            self.held.push(begun, by);
+        let mut state = self.shared.state();
+        for (name, record) in batches.iter().flat_map(|begun| &begun.records) {
+            state.streams.entry(name.clone()).or_default().begun_again(record);
         }
+        drop(state);
+        self.held.put_back(batches, self.shared.clock.instant() + TICK);
     }
 
     pub(super) fn sync_now(&mut self) {

@@ -63,21 +63,12 @@ impl Histogram {
     /// The duration that a share `q` (0.0 to 1.0) of all did not exceed: the upper bound of its bucket. `None` while nothing
     /// was counted.
     pub fn quantile(&self, q: f64) -> Option<Duration> {
-        let counts = self.snapshot();
-        let total = counts.iter().sum::<u64>();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a count"
-        )]
-        let rank = ((total as f64 * q.clamp(0.0, 1.0)).ceil() as u64).max(1);
-        let mut seen = 0;
-        let index = counts.iter().position(|count| {
-            seen += count;
-            seen >= rank
-        })?;
-        (total > 0).then(|| Duration::from_nanos(BOUNDS[index.min(LEN - 1)]))
+        self.counts().quantile(q)
+    }
+
+    /// How it stands now.
+    pub fn counts(&self) -> HistogramCounts {
+        HistogramCounts(self.snapshot())
     }
 
     /// Counts per bucket of 1, 2.5 and 5 per decade from 10 µs to 100 s, with the upper bounds in seconds; and how many there
@@ -102,6 +93,42 @@ impl Histogram {
     }
 }
 
+/// How a histogram stood at some moment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HistogramCounts([u64; LEN + 1]);
+
+impl HistogramCounts {
+    /// What was counted after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i].saturating_sub(earlier.0[i])))
+    }
+
+    /// As [`Histogram::quantile`].
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        let total = self.0.iter().sum::<u64>();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a count"
+        )]
+        let rank = ((total as f64 * q.clamp(0.0, 1.0)).ceil() as u64).max(1);
+        let mut seen = 0;
+        let index = self.0.iter().position(|count| {
+            seen += count;
+            seen >= rank
+        })?;
+        (total > 0).then(|| Duration::from_nanos(BOUNDS[index.min(LEN - 1)]))
+    }
+}
+
+impl std::fmt::Debug for HistogramCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} counted", self.0.iter().sum::<u64>())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +146,16 @@ mod tests {
         }
         assert_eq!(histogram.count(), 1000);
         assert_eq!(histogram.sum(), Duration::from_micros(500_500_000));
+    }
+
+    #[test]
+    fn what_came_later_is_seen_alone() {
+        let histogram = Histogram::default();
+        histogram.observe(Duration::from_millis(1));
+        let before = histogram.counts();
+        histogram.observe(Duration::from_secs(1));
+        assert_eq!(histogram.counts().since(&before).quantile(0.0), Some(Duration::from_secs(1)));
+        assert_eq!(histogram.quantile(0.5), Some(Duration::from_millis(1)));
     }
 
     #[test]

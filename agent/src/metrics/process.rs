@@ -39,6 +39,12 @@ pub(super) fn collect(scrape: &mut Scrape<'_>, uptime: Duration) -> fmt::Result 
     Ok(())
 }
 
+/// In RAM, shared pages counted whole.
+pub(super) fn resident_bytes() -> Option<u64> {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    Some(memory(&rollup)?.resident)
+}
+
 #[expect(clippy::cast_precision_loss, reason = "exact up to 8 PiB")]
 const fn float(n: u64) -> f64 {
     n as f64

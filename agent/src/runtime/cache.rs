@@ -1,8 +1,8 @@
 //! Compiled components on disk, so that a start maps code instead of compiling it.
 //!
 //! # Promises
-//! - What is loaded is what this agent compiled: the folder is the agent's own, and a file that is short, changed or from another
-//!   engine is compiled again, never run.
+//! - What is loaded is what this agent compiled, or took by a digest that was signed: the folder is the agent's own, and a file that
+//!   is short, changed or from another engine is compiled again, never run.
 //! - A crash while writing leaves no half file under a name that is read.
 //! - Files of components that are no longer wanted go away.
 //!
@@ -15,8 +15,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
+
+use super::load::hex;
 
 const MARK: &[u8; 8] = b"tidegate";
 const TRAILER_BYTES: u64 = 8 + 4 + 8;
@@ -59,8 +62,8 @@ impl Cache {
         }
         #[expect(
             unsafe_code,
-            reason = "the file is native code: it was written by this agent into a folder that only it may write, and its \
-                      checksum has just been compared"
+            reason = "the file is native code: this agent wrote it, as it compiled it or as it was signed, into a folder that only \
+                      it may write, and its checksum has just been compared"
         )]
         let component = unsafe { Component::deserialize_file(engine, &path) };
         component
@@ -76,9 +79,26 @@ impl Cache {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn store(&self, digest: &str, compiled: &[u8]) -> io::Result<()> {
+        self.keep(digest, compiled, None)
+    }
+
+    /// Keeps code that another machine compiled, if `signed` is its SHA-256 (hexadecimal).
+    ///
+    /// # Errors
+    /// When it is other code, or cannot be read or written.
+    pub(crate) fn adopt(&self, digest: &str, code: impl Read, signed: &str) -> io::Result<()> {
+        self.keep(digest, code, Some(signed))
+    }
+
+    /// Whether there is a file for `digest`.
+    pub(crate) fn has(&self, digest: &str) -> bool {
+        self.path(digest).is_file()
+    }
+
+    fn keep(&self, digest: &str, code: impl Read, signed: Option<&str>) -> io::Result<()> {
         let path = self.path(digest);
         let unfinished = self.dir.join(format!("{digest}.{:016x}.tmp", fastrand::u64(..)));
-        let written = write(&unfinished, compiled).and_then(|()| fs::rename(&unfinished, &path));
+        let written = write(&unfinished, code, signed).and_then(|()| fs::rename(&unfinished, &path));
         if written.is_err() {
             self.remove(&unfinished);
         }
@@ -108,11 +128,28 @@ impl Cache {
     }
 }
 
-fn write(path: &Path, compiled: &[u8]) -> io::Result<()> {
+/// Writes the whole file in pieces. When its digest must be `signed`, it is that of the very bytes that were written.
+fn write(path: &Path, mut code: impl Read, signed: Option<&str>) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(compiled)?;
-    file.write_all(&(compiled.len() as u64).to_le_bytes())?;
-    file.write_all(&crc32c::crc32c(compiled).to_le_bytes())?;
+    let (mut length, mut crc, mut hasher) = (0_u64, 0, Sha256::new());
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = code.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        file.write_all(&buffer[..read])?;
+        length += read as u64;
+        crc = crc32c::crc32c_append(crc, &buffer[..read]);
+        hasher.update(&buffer[..read]);
+    }
+    let found = hex(&hasher.finalize());
+    if let Some(signed) = signed.filter(|signed| **signed != *found) {
+        let why = format!("its digest is sha256:{found}, and sha256:{signed} was signed");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    file.write_all(&length.to_le_bytes())?;
+    file.write_all(&crc.to_le_bytes())?;
     file.write_all(MARK)?;
     file.sync_all()
 }

@@ -24,6 +24,13 @@ pub(crate) fn build(plan: Plan) -> wasmtime::Result<(Engine, Plan)> {
 }
 
 fn configuration(plan: Plan) -> wasmtime::Result<Config> {
+    let mut config = settings();
+    plan.configure(&mut config)?;
+    Ok(config)
+}
+
+/// What code is compiled by, whatever the machine.
+pub(super) fn settings() -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
@@ -32,8 +39,7 @@ fn configuration(plan: Plan) -> wasmtime::Result<Config> {
         .epoch_interruption(true)
         // Names of functions are enough to act on; reading DWARF would cost memory when it is scarcest.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable);
-    plan.configure(&mut config)?;
-    Ok(config)
+    config
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::host::world::function as wit;
 use super::host::world::function::Function as Handler;
 use super::{Function, Shared};
 use crate::event::Event;
+use crate::inference::Loaded;
 use crate::invocation::{Context, Effects, Outcome, Timings};
 use crate::units::ByteSize;
 
@@ -45,6 +46,8 @@ pub struct Instance {
     handler: Handler,
     shared: Arc<Shared>,
     timeout: Duration,
+    /// Which folders are mounted.
+    folders: Vec<Option<(u64, u64)>>,
 }
 
 impl Function {
@@ -57,6 +60,7 @@ impl Function {
         let shared = Arc::clone(&self.shared);
         let clock = &shared.services.clock;
         let log = Log::new(self.spec.name.clone(), shared.services.limits.log_bytes_max.0);
+        let folders = wasi::folder_ids(&self.spec);
         let wasi = wasi::context(&self.spec, clock, &log, self.files).map_err(|error| {
             let root = self.spec.root.display();
             Outcome::Unavailable(format!("the folder `{root}` of the function cannot be opened: {error:#}"))
@@ -75,7 +79,7 @@ impl Function {
         let made = timeout_at(deadline, self.component.instantiate_async(&mut store)).await;
         drop(running);
         match made {
-            Ok(Ok(handler)) => Ok(Instance { store, handler, shared, timeout: self.spec.timeout.0 }),
+            Ok(Ok(handler)) => Ok(Instance { store, handler, shared, timeout: self.spec.timeout.0, folders }),
             Ok(Err(error)) => Err(store.data_mut().failed(&error, START_TIMEOUT)),
             Err(_) => Err(Outcome::TimedOut { after_ms: millis(START_TIMEOUT) }),
         }
@@ -83,11 +87,22 @@ impl Function {
 }
 
 impl Instance {
-    /// Runs the handler on `event`.
+    /// Whether the folders that it reads are still those in their places.
+    pub fn is_current(&self) -> bool {
+        self.folders.is_empty() || self.folders == wasi::folder_ids(self.store.data().spec())
+    }
+
+    /// Runs the handler on `event`, with the models of now.
     pub async fn invoke(&mut self, event: &Arc<Event>, context: Context) -> Invoked {
+        let models = self.shared.services.models.current();
+        self.invoke_with(event, context, models).await
+    }
+
+    /// Runs the handler on `event`, with `models`.
+    pub async fn invoke_with(&mut self, event: &Arc<Event>, context: Context, models: Arc<Loaded>) -> Invoked {
         let started = self.shared.services.clock.instant();
         let deadline = started + self.timeout;
-        self.store.data_mut().begin(&context, deadline);
+        self.store.data_mut().begin(&context, deadline, models);
         self.store.set_epoch_deadline(1);
         let running = self.shared.ticker.enter();
         let call = call(&mut self.store, &self.handler, event, &context);
@@ -153,11 +168,11 @@ async fn call(
 }
 
 impl HostState {
-    fn begin(&mut self, context: &Context, deadline: Instant) {
+    fn begin(&mut self, context: &Context, deadline: Instant, models: Arc<Loaded>) {
         self.deadline = deadline;
         self.log.begin(&context.invocation);
         self.memory.take_refused();
-        self.call = Call { publish_qos: context.publish_qos, ..Call::default() };
+        self.call = Call { publish_qos: context.publish_qos, models, ..Call::default() };
     }
 
     /// The outcome of wasm code that ended without an answer within `timeout`.

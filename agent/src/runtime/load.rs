@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use sha2::{Digest, Sha256};
 use wasmparser::Parser;
@@ -88,11 +89,15 @@ impl Shared {
             return Err(LoadError::NotAComponent { function, path });
         }
         let failed = |source| LoadError::Compile { function: function.clone(), path: path.clone(), source };
+        self.compiled.fetch_add(1, Ordering::Relaxed);
         let Some(cache) = &self.cache else {
             return Component::from_binary(&self.engine, &bytes).map_err(failed);
         };
+        let began = self.services.clock.instant();
         let compiled = self.engine.precompile_component(&bytes).map_err(failed)?;
         drop(bytes);
+        let took_ms = (self.services.clock.instant() - began).as_millis();
+        tracing::info!(function = %function, version = %spec.version, took_ms, "compiled");
         match cache.store(&spec.digest, &compiled) {
             Ok(()) => {
                 if let Some(component) = cache.load(&self.engine, &spec.digest) {
@@ -121,7 +126,7 @@ fn instead_of(import: &str) -> &'static str {
 }
 
 /// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

@@ -12,12 +12,14 @@ mod host;
 mod instance;
 mod load;
 mod pool;
+mod precompile;
 #[cfg(test)]
 pub(crate) mod tests;
 mod ticker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -29,6 +31,7 @@ use wasmtime::component::Linker;
 pub use self::error::{LoadError, RuntimeError};
 pub use self::instance::{Instance, Invoked};
 pub use self::load::Function;
+pub use self::precompile::{CodeCounts, Fitting, PrecompileError, Precompiled, precompile, target};
 
 use self::cache::Cache;
 use self::host::HostState;
@@ -37,7 +40,7 @@ use self::ticker::Ticker;
 use crate::clock::Clock;
 #[cfg(doc)]
 use crate::function::FunctionSpec;
-use crate::inference::Models;
+use crate::inference::{Loaded, Models};
 use crate::journal::Journal;
 use crate::limits::Limits;
 
@@ -89,11 +92,15 @@ struct Shared {
     engine: Engine,
     plan: Plan,
     linker: Linker<HostState>,
-    cache: Option<Cache>,
+    cache: Option<Arc<Cache>>,
     services: Arc<Services>,
-    ticker: Ticker,
+    ticker: Arc<Ticker>,
     /// One compilation at a time: each uses all cores, and much memory.
-    compiling: Semaphore,
+    compiling: Arc<Semaphore>,
+    /// Components that were compiled.
+    compiled: Arc<AtomicU64>,
+    /// Components whose code came from their publishers.
+    adopted: Arc<AtomicU64>,
 }
 
 /// Compiles and runs functions. Cheap to clone.
@@ -118,15 +125,39 @@ impl Runtime {
         tracing::debug!(?plan, "engine started");
         let linker = host::linker(&engine).map_err(RuntimeError::Engine)?;
         let open = |dir: PathBuf| Cache::open(&dir, &engine).map_err(|source| RuntimeError::Cache { dir, source });
-        let cache = config.cache_dir.map(open).transpose()?;
+        let cache = config.cache_dir.map(open).transpose()?.map(Arc::new);
         let ticker = match config.threads {
             Threads::OfTheCaller => Ticker::standing(),
             _ => Ticker::start(engine.clone()).map_err(RuntimeError::Threads)?,
         };
         let workers = Workers::start(config.threads).map_err(RuntimeError::Threads)?;
-        let services = Arc::new(services);
-        let shared = Shared { engine, plan, linker, cache, services, ticker, compiling: Semaphore::new(1) };
+        let (services, ticker, compiling) = (Arc::new(services), Arc::new(ticker), Arc::new(Semaphore::new(1)));
+        let (compiled, adopted) = Default::default();
+        let shared = Shared { engine, plan, linker, cache, services, ticker, compiling, compiled, adopted };
         Ok(Self { shared: Arc::new(shared), workers: Arc::new(workers) })
+    }
+
+    /// The same engine, compiled code and threads for functions that see other `services`.
+    #[must_use]
+    pub fn with_services(&self, services: Services) -> Self {
+        let Shared { engine, plan, linker, cache, ticker, compiling, compiled, adopted, .. } = &*self.shared;
+        let shared = Shared {
+            engine: engine.clone(),
+            plan: *plan,
+            linker: linker.clone(),
+            cache: cache.clone(),
+            services: Arc::new(services),
+            ticker: Arc::clone(ticker),
+            compiling: Arc::clone(compiling),
+            compiled: Arc::clone(compiled),
+            adopted: Arc::clone(adopted),
+        };
+        Self { shared: Arc::new(shared), workers: Arc::clone(&self.workers) }
+    }
+
+    /// The models as they are now.
+    pub fn models(&self) -> Arc<Loaded> {
+        self.shared.services.models.current()
     }
 
     /// Runs `future` on the threads of functions, away from those of the network.

@@ -94,15 +94,36 @@ impl Plan {
         Self::Pool { instances, memory_bytes_max, reservation_bytes }
     }
 
+    /// That of most gateways with a processor of this kind.
+    pub(crate) fn usual(target: &str) -> Self {
+        let narrow = ["arm", "i386", "i586", "i686", "pulley32", "riscv32"];
+        if narrow.iter().any(|kind| target.starts_with(kind)) {
+            return Self::OnDemand;
+        }
+        let instances = u32::try_from(INSTANCES_MIN).unwrap_or(u32::MAX);
+        Self::Pool { instances, memory_bytes_max: FULL_RESERVATION, reservation_bytes: FULL_RESERVATION }
+    }
+
+    /// Writes what code depends on into an engine's configuration.
+    pub(crate) fn configure_memory(self, config: &mut wasmtime::Config) {
+        match self {
+            Self::Pool { reservation_bytes, .. } => {
+                config.memory_reservation(reservation_bytes).memory_guard_size(GUARD);
+            }
+            // Addresses are what is short: memories start small, move when they grow, and are checked in code.
+            Self::OnDemand => {
+                config.memory_reservation(1 << 20).memory_guard_size(PAGE).memory_reservation_for_growth(1 << 20);
+            }
+        }
+    }
+
     /// Writes the plan into an engine's configuration.
     pub(crate) fn configure(self, config: &mut wasmtime::Config) -> wasmtime::Result<()> {
-        let Self::Pool { instances, memory_bytes_max, reservation_bytes } = self else {
-            // Addresses are what is short: memories start small, move when they grow, and are checked in code.
-            config.memory_reservation(1 << 20).memory_guard_size(PAGE).memory_reservation_for_growth(1 << 20);
+        self.configure_memory(config);
+        let Self::Pool { instances, memory_bytes_max, .. } = self else {
             config.allocation_strategy(wasmtime::InstanceAllocationStrategy::OnDemand);
             return Ok(());
         };
-        config.memory_reservation(reservation_bytes).memory_guard_size(GUARD);
         let mut pool = wasmtime::PoolingAllocationConfig::new();
         // A component is several core modules: a Rust one two to four, a language's runtime dozens; few have a memory of their own.
         pool.total_component_instances(instances)

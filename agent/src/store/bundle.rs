@@ -5,9 +5,10 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use super::layers::LayerError;
 use super::unpack::{self, UnpackError};
 use crate::config::{
-    ConfigErrors, Document, FunctionSettings, Manifest, Names, check_settings, check_test, read_manifest,
+    ConfigErrors, Document, FunctionSettings, Manifest, Names, TriggerKind, check_settings, check_test, read_manifest,
 };
 use crate::limits::Limits;
 use crate::units::ByteSize;
@@ -27,6 +28,9 @@ pub enum BundleError {
     /// The bundle file is malformed, or there is no room for it.
     #[error("cannot unpack bundle `{0}`")]
     Unpack(PathBuf, #[source] UnpackError),
+    /// The layers beside it.
+    #[error(transparent)]
+    Layers(LayerError),
     /// What function.toml says is wrong.
     #[error(transparent)]
     Manifest(#[from] ConfigErrors),
@@ -42,6 +46,7 @@ impl BundleError {
             ),
             Self::Kind(_) => "name the folder that holds function.toml, or what `tidegate build` made of it".to_owned(),
             Self::Unpack(..) => "make it again with `tidegate build`".to_owned(),
+            Self::Layers(error) => error.hint().to_owned(),
             Self::Manifest(_) => "correct function.toml".to_owned(),
         }
     }
@@ -91,6 +96,7 @@ impl Bundle {
         let manifest = read_manifest(&mut document).filter(|manifest| {
             let effective = manifest.settings.without(overridden);
             check_settings(&effective, "", names, limits, &mut document);
+            check_urls(&effective, &mut document);
             true
         });
         let component = manifest.as_ref().and_then(|manifest| check_files(manifest, &root, limits, &mut document));
@@ -118,8 +124,18 @@ pub fn read_manifest_of(root: &Path, limits: &Limits) -> Result<Manifest, Config
     let manifest = read_manifest(&mut document);
     if let Some(manifest) = &manifest {
         check_settings(&manifest.settings, "", &Names::any(), limits, &mut document);
+        check_urls(&manifest.settings, &mut document);
     }
     document.finish(manifest)
+}
+
+/// Reports what a bundle says of who may call it.
+fn check_urls(settings: &FunctionSettings, document: &mut Document) {
+    for (i, trigger) in settings.trigger.iter().flatten().enumerate() {
+        if let TriggerKind::Http(http) = &trigger.kind {
+            http.check_in_bundle(&format!("trigger[{i}].http"), document);
+        }
+    }
 }
 
 /// The component, when it and all other files that the manifest names are what they should be.

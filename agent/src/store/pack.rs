@@ -18,16 +18,25 @@ pub fn pack(folder: &Path, file: &Path) -> io::Result<u64> {
     let mut names = Vec::new();
     collect(folder, Path::new(""), &mut names)?;
     names.sort();
+    let files: Vec<_> = names.into_iter().map(|name| (folder.join(&name), name)).collect();
+    pack_files(&files, file)
+}
+
+/// Writes `files`, each with its name in there, to the archive `file`, and says how many bytes it has.
+///
+/// # Errors
+/// When a file cannot be read, or the archive cannot be written.
+pub fn pack_files(files: &[(PathBuf, PathBuf)], file: &Path) -> io::Result<u64> {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let unfinished = tempfile::Builder::new().prefix(".pack-").tempfile_in(parent)?;
     let mut archive = tar::Builder::new(zstd::Encoder::new(unfinished, LEVEL)?);
-    for name in names {
-        let content = fs::read(folder.join(&name))?;
+    for (from, name) in files {
+        let content = fs::read(from)?;
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
         header.set_mtime(0);
-        archive.append_data(&mut header, &name, content.as_slice())?;
+        archive.append_data(&mut header, name, content.as_slice())?;
     }
     let unfinished = archive.into_inner()?.finish()?;
     unfinished.as_file().sync_all()?;

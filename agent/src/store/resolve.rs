@@ -1,16 +1,19 @@
 //! Merges what gateway.toml says of a function over what its bundle declares.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bundle::{Bundle, BundleError};
+use super::layers::{self, View};
 use crate::capability::{Capabilities, Capability};
 use crate::config::{
-    Config, ConfigErrors, FunctionConfig, FunctionSettings, Names, Place, Problem, check_specs, environment_bytes,
+    Config, ConfigErrors, FunctionConfig, FunctionSettings, Names, Place, Problem, SourceConfig, check_specs,
+    environment_bytes,
 };
 use crate::function::FunctionSpec;
 use crate::limits::Limits;
+use crate::name::SourceName;
 use crate::units::ByteSize;
 
 /// A function that can run, and what is doubtful about it.
@@ -54,6 +57,10 @@ pub fn resolve(function: &FunctionConfig, config: &Config, limits: &Limits) -> R
     let bundle = Bundle::open_for(&function.bundle, state_dir, limits, &function.settings, &Names::of(config))
         .map_err(|error| as_problems(error, function))?;
     let environment = environment(function, &bundle, limits)?;
+    let layers = layers::view(&function.layers, state_dir, limits).map_err(|error| {
+        let hint = error.hint();
+        ConfigErrors(vec![problem(function, "layers", with_causes(&error), hint)])
+    })?;
     let mut warnings = Vec::new();
     if bundle.manifest.name != function.name {
         let what = format!("the bundle calls itself `{}`", bundle.manifest.name);
@@ -63,7 +70,7 @@ pub fn resolve(function: &FunctionConfig, config: &Config, limits: &Limits) -> R
         .manifest
         .capabilities
         .iter()
-        .filter(|asked| !is_granted(asked, &function.capabilities))
+        .filter(|asked| !function.capabilities.iter().any(|granted| granted.covers(asked)))
         .map(|asked| format!("\"{asked}\""))
         .collect();
     if !missing.is_empty() {
@@ -76,31 +83,41 @@ pub fn resolve(function: &FunctionConfig, config: &Config, limits: &Limits) -> R
             format!("add {missing} to `capabilities` of this function in gateway.toml, if it may"),
         ));
     }
-    Ok(Resolved { spec: merge(function, &bundle, environment, limits), bundle, warnings })
+    let mut spec = merge(function, &bundle, environment, layers, limits);
+    spec.folders = folders(function, config);
+    Ok(Resolved { spec, bundle, warnings })
 }
 
-/// The function of a bundle by itself, as `tidegate build` and `tidegate invoke --bundle` run it: granted is what it asks for.
+/// The function of a bundle by itself over `layers`, as `tidegate build` and `tidegate invoke --bundle` run it: granted is what it asks for.
 ///
 /// # Errors
-/// With all that is wrong with the bundle.
-pub fn resolve_alone(path: &Path, state_dir: &Path, limits: &Limits) -> Result<Resolved, BundleError> {
+/// With all that is wrong with the bundle or the layers.
+pub fn resolve_alone(
+    path: &Path,
+    layers: &[PathBuf],
+    state_dir: &Path,
+    limits: &Limits,
+) -> Result<Resolved, BundleError> {
+    let view = layers::view(layers, state_dir, limits).map_err(BundleError::Layers)?;
     let bundle = Bundle::open(path, state_dir, limits)?;
     let function = FunctionConfig {
         name: bundle.manifest.name.clone(),
         bundle: path.to_owned(),
         capabilities: bundle.manifest.capabilities.clone(),
         secrets: BTreeMap::new(),
+        layers: layers.to_vec(),
         settings: FunctionSettings::default(),
         place: Place::default(),
     };
     let environment = bundle.manifest.settings.environment.clone();
-    Ok(Resolved { spec: merge(&function, &bundle, environment, limits), bundle, warnings: Vec::new() })
+    Ok(Resolved { spec: merge(&function, &bundle, environment, view, limits), bundle, warnings: Vec::new() })
 }
 
 fn merge(
     function: &FunctionConfig,
     bundle: &Bundle,
     environment: BTreeMap<String, String>,
+    layers: Option<Arc<View>>,
     limits: &Limits,
 ) -> FunctionSpec {
     let (first, second) = (&function.settings, &bundle.manifest.settings);
@@ -110,6 +127,8 @@ fn merge(
         component: bundle.component.clone(),
         digest: Arc::clone(&bundle.digest),
         root: bundle.root.clone(),
+        layers,
+        folders: BTreeMap::new(),
         timeout: first.timeout.or(second.timeout).unwrap_or(limits.timeout_default),
         memory: first.memory.or(second.memory).unwrap_or(limits.memory_default),
         concurrency: first.concurrency.or(second.concurrency).unwrap_or(limits.concurrency_default),
@@ -123,6 +142,19 @@ fn merge(
         on_failure: first.on_failure.as_ref().or(second.on_failure.as_ref()).cloned().unwrap_or_default(),
         triggers: first.trigger.as_ref().or(second.trigger.as_ref()).cloned().unwrap_or_default(),
     }
+}
+
+/// The folders that it was granted to read.
+fn folders(function: &FunctionConfig, config: &Config) -> BTreeMap<SourceName, PathBuf> {
+    let granted = function.capabilities.iter().filter_map(|capability| match capability {
+        Capability::SourceRead(name) => Some(name),
+        _ => None,
+    });
+    let folders = granted.filter_map(|name| match config.source.get(name) {
+        Some(SourceConfig::File(file)) => Some((name.clone(), file.folder.clone())),
+        _ => None,
+    });
+    folders.collect()
 }
 
 /// The bundle's variables, those of gateway.toml over them, and the secrets over both.
@@ -158,14 +190,6 @@ fn environment(
     if problems.is_empty() { Ok(environment) } else { Err(ConfigErrors(problems)) }
 }
 
-/// Whether a capability that a manifest asks for is within what gateway.toml grants.
-fn is_granted(asked: &Capability, granted: &[Capability]) -> bool {
-    granted.iter().any(|granted| match (granted, asked) {
-        (Capability::MqttPublish(granted), Capability::MqttPublish(asked)) => granted.covers(asked),
-        (granted, asked) => granted == asked,
-    })
-}
-
 fn problem(function: &FunctionConfig, key: &str, what: String, hint: impl Into<String>) -> Problem {
     Problem {
         place: function.place.clone(),
@@ -180,14 +204,19 @@ fn as_problems(error: BundleError, function: &FunctionConfig) -> ConfigErrors {
     match error {
         BundleError::Manifest(errors) => errors,
         BundleError::Unpack(path, error) => {
-            let mut what = format!("cannot unpack bundle `{}`: {error}", path.display());
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                what = format!("{what}: {error}");
-                cause = error.source();
-            }
+            let what = format!("cannot unpack bundle `{}`: {}", path.display(), with_causes(&error));
             ConfigErrors(vec![problem(function, "bundle", what, hint)])
         }
         error => ConfigErrors(vec![problem(function, "bundle", error.to_string(), hint)]),
     }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut what = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        what = format!("{what}: {error}");
+        cause = error.source();
+    }
+    what
 }

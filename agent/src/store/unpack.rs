@@ -37,13 +37,13 @@ const WINDOW_LOG_MAX: u32 = 27;
 ///
 /// # Errors
 /// When the archive is malformed, over a limit, or cannot be written.
-pub(super) fn unpack(archive: &Path, bundles: &Path, limits: &Limits) -> Result<PathBuf, UnpackError> {
+pub fn unpack(archive: &Path, bundles: &Path, limits: &Limits) -> Result<PathBuf, UnpackError> {
     let digest = super::digest_file(archive).map_err(|e| UnpackError::Io("read it", e))?;
     let folder = bundles.join(&digest);
     if folder.is_dir() {
         return Ok(folder);
     }
-    fs::create_dir_all(bundles).map_err(|e| UnpackError::Io("make the folder for bundles", e))?;
+    super::make_folder(bundles).map_err(|e| UnpackError::Io("make the folder for bundles", e))?;
     let unfinished = tempfile::Builder::new()
         .prefix(".unpack-")
         .tempdir_in(bundles)
@@ -52,6 +52,7 @@ pub(super) fn unpack(archive: &Path, bundles: &Path, limits: &Limits) -> Result<
     let mut decoder = zstd::Decoder::new(file).map_err(|e| UnpackError::Io("read it as zstd", e))?;
     decoder.window_log_max(WINDOW_LOG_MAX).map_err(|e| UnpackError::Io("read it as zstd", e))?;
     write_entries(decoder, unfinished.path(), limits)?;
+    sync_folders(unfinished.path()).map_err(|e| UnpackError::Io("bring it to disk", e))?;
     let unfinished = unfinished.keep();
     let moved = fs::rename(&unfinished, &folder).and_then(|()| File::open(bundles)?.sync_all());
     if let Err(error) = moved {
@@ -94,6 +95,17 @@ fn write_entries(archive: impl Read, folder: &Path, limits: &Limits) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Brings the names in `folder`, and in those below, to disk: files that a power cut leaves without one are not there.
+fn sync_folders(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_folders(&entry.path())?;
+        }
+    }
+    File::open(folder)?.sync_all()
 }
 
 /// The entry's path inside of the bundle.

@@ -1,16 +1,16 @@
 //! `event` triggers: which functions want which events that are posted to `/v1/events`.
 
-use crate::config::HttpTrigger;
+use crate::config::EventTrigger;
 use crate::event::Event;
 use crate::name::FunctionName;
 
 /// All of them, on one gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EventTriggers(Vec<(FunctionName, HttpTrigger)>);
+pub struct EventTriggers(Vec<(FunctionName, EventTrigger)>);
 
 impl EventTriggers {
     /// The triggers of all functions.
-    pub fn new(triggers: impl IntoIterator<Item = (FunctionName, HttpTrigger)>) -> Self {
+    pub fn new(triggers: impl IntoIterator<Item = (FunctionName, EventTrigger)>) -> Self {
         Self(triggers.into_iter().collect())
     }
 
@@ -46,7 +46,7 @@ mod tests {
 
     fn triggers() -> EventTriggers {
         let trigger = |function: &str, kind: &str, source: Option<&str>| {
-            (FunctionName::parse(function).unwrap(), HttpTrigger { kind: kind.into(), source: source.map(Into::into) })
+            (FunctionName::parse(function).unwrap(), EventTrigger { kind: kind.into(), source: source.map(Into::into) })
         };
         EventTriggers::new([
             trigger("press", "com.example.press.*", Some("/press/1")),

@@ -1,9 +1,19 @@
 //! What turns occurrences into events and hands them to functions. One file per kind; all of them see only [`Submit`].
 
 pub mod event;
+pub mod file;
+pub mod http;
+mod kept;
 mod last_tick;
+mod lines;
 pub mod mqtt;
+mod pattern;
+pub mod process;
 pub mod schedule;
+mod shape;
+pub mod source;
+pub mod sysfs;
+pub mod tail;
 
 use std::sync::Arc;
 

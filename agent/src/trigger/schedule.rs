@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use super::last_tick::{Kept, file_name, read, write};
+use super::last_tick::{LastTick, file_name, write};
 use super::{Delivery, Submit};
 use crate::clock::Clock;
 use crate::config::ScheduleTrigger;
@@ -233,12 +233,12 @@ impl Ticker {
         let mut last_ms = start_ms;
         let mut ahead_ms = None;
         if let Some(file) = &self.file {
-            match read(file).await {
-                Kept::At(kept_ms) if kept_ms <= start_ms => last_ms = kept_ms,
+            match LastTick::read(file).await {
+                LastTick::At(kept_ms) if kept_ms <= start_ms => last_ms = kept_ms,
                 // The clock was ahead then, or is not set yet now: that shows when it comes to that time.
-                Kept::At(kept_ms) => ahead_ms = Some(kept_ms),
-                Kept::Nothing => write(file, start_ms).await,
-                Kept::Damaged => {
+                LastTick::At(kept_ms) => ahead_ms = Some(kept_ms),
+                LastTick::None => write(file, start_ms).await,
+                LastTick::Damaged => {
                     warn!(file = %file.display(), "the time of the last tick is not readable: one is made up for");
                     self.tick(start_ms);
                 }

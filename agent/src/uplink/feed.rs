@@ -72,6 +72,8 @@ impl Feed {
 
     /// A connection was made: what is known by now had to wait for it, and has waited enough.
     pub(super) fn connected(&mut self) {
+        // Meanwhile limits may have dropped some of what was read ahead, and counted it as lost.
+        self.progress.forget(self.stream.journal.floor(&self.stream.name));
         self.progress.connected(self.known);
         self.open_to = self.open_to.max(self.known);
     }
@@ -107,17 +109,21 @@ impl Feed {
         self.gather();
     }
 
-    /// Begins what can be done beside the sending: reads ahead, and tells the journal.
-    pub(super) fn begin(&mut self) {
-        self.take_what_was_read();
+    /// Begins what can be done beside the sending: reads ahead, and tells the journal. Whether records were read meanwhile.
+    pub(super) fn begin(&mut self) -> bool {
+        let news = self.take_what_was_read();
         self.read_ahead();
         self.tell();
+        news
     }
 
     /// Waits for something to change: records that were read, a batch that is due, an answer of the journal. May be dropped
     /// and called again at any time.
     pub(super) async fn work(&mut self) {
-        self.begin();
+        // The caller has not seen them: it looked before they were there.
+        if self.begin() {
+            return;
+        }
         let wake = [
             self.due,
             self.read_at.filter(|_| self.reading.is_none()),
@@ -146,13 +152,15 @@ impl Feed {
         }
     }
 
-    fn take_what_was_read(&mut self) {
-        if self.reading.as_ref().is_some_and(JoinHandle::is_finished)
+    fn take_what_was_read(&mut self) -> bool {
+        let finished = self.reading.as_ref().is_some_and(JoinHandle::is_finished);
+        if finished
             && let Some(read) = self.reading.take().and_then(|reading| reading.now_or_never())
             && let Ok(read) = read
         {
             self.add(read);
         }
+        finished
     }
 
     fn add(&mut self, (which, after, known, result): Read) {
@@ -296,4 +304,50 @@ async fn join<T>(task: &mut Option<JoinHandle<T>>) -> T {
         }
     }
     Answer(task).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::status::Board;
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::StreamConfig;
+    use crate::journal::JournalConfig;
+    use crate::limits::Limits;
+    use crate::name::GatewayName;
+
+    /// Else it would be sent only when something else happens.
+    #[tokio::test]
+    async fn what_was_read_behind_the_callers_back_is_told_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (clock, name) = (Clock::system(), StreamName::parse("readings").unwrap());
+        let streams = BTreeMap::from([(name.clone(), StreamConfig::default())]);
+        let config = JournalConfig { streams, limits: Arc::new(Limits::default()) };
+        let journal = Arc::new(Journal::open(dir.path(), config, clock.clone()).unwrap());
+        let meta = RecordMeta { time_ms: 1, trace_parent: None };
+        let records = vec![(name.clone(), bytes::Bytes::from_static(b"1"), meta)];
+        journal.commit(Batch { records, ..Batch::default() }).await.unwrap();
+        let mut feed = Feed::new(Arc::new(Stream {
+            journal,
+            gateway: GatewayName::parse("hall-3").unwrap(),
+            name,
+            dead_letters: StreamName::parse("dead-letters").unwrap(),
+            config: StreamConfig::default(),
+            board: Board::default(),
+            clock,
+            cancel: CancellationToken::new(),
+        }));
+        feed.connected();
+        feed.begin();
+        assert_eq!(feed.ready(), None);
+        while !feed.reading.as_ref().is_some_and(JoinHandle::is_finished) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::timeout(Duration::from_secs(10), feed.work()).await.expect("it says nothing");
+        assert!(feed.ready().is_some());
+    }
 }

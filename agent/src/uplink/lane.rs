@@ -29,27 +29,33 @@ struct Waiting {
 
 #[derive(Debug)]
 struct State {
-    free: usize,
+    places: usize,
+    taken: usize,
     waiting: BTreeMap<Level, Waiting>,
 }
 
 impl State {
+    /// There may be fewer places than are taken, after a new connection.
+    const fn free(&self) -> usize {
+        self.places.saturating_sub(self.taken)
+    }
+
     /// How many of `wanted` places `level` may take now.
     fn grant(&mut self, level: Level, wanted: usize) -> usize {
         let waiting = || self.waiting.iter().filter(|(_, waiting)| waiting.streams > 0);
         let highest = waiting().next_back().map(|(level, _)| *level);
         let in_turn = waiting().map(|(level, waiting)| (waiting.passed_over >= TURNS, *level)).max();
-        if self.free == 0 || in_turn.is_none_or(|(_, first)| first != level) {
+        if self.free() == 0 || in_turn.is_none_or(|(_, first)| first != level) {
             return 0;
         }
-        let mut granted = wanted.min(self.free);
+        let mut granted = wanted.min(self.free());
         if let Some(waiting) = self.waiting.get_mut(&level) {
             if highest != Some(level) {
                 granted = granted.min(waiting.passed_over / TURNS);
             }
             waiting.passed_over = waiting.passed_over.saturating_sub(granted * TURNS);
         }
-        self.free -= granted;
+        self.taken += granted;
         for lower in self.waiting.range_mut(..level).map(|(_, lower)| lower).filter(|lower| lower.streams > 0) {
             lower.passed_over = (lower.passed_over + granted).min(CREDIT_MAX);
         }
@@ -66,7 +72,10 @@ pub(super) struct Lane {
 
 impl Lane {
     pub(super) fn new(places: usize) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State { free: places, waiting: BTreeMap::new() }), changed: Notify::new() })
+        Arc::new(Self {
+            state: Mutex::new(State { places, taken: 0, waiting: BTreeMap::new() }),
+            changed: Notify::new(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -82,9 +91,15 @@ impl Lane {
     /// Gives places back.
     pub(super) fn release(&self, places: usize) {
         if places > 0 {
-            self.state().free += places;
+            self.state().taken -= places;
             self.changed.notify_waiters();
         }
+    }
+
+    /// From now on there are so many places.
+    pub(super) fn resize(&self, places: usize) {
+        self.state().places = places;
+        self.changed.notify_waiters();
     }
 }
 
@@ -146,6 +161,8 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     const LOW: Level = Level { priority: 1, is_live: true };
@@ -153,7 +170,7 @@ mod tests {
 
     fn state(free: usize, waiting: &[Level]) -> State {
         let waiting = waiting.iter().map(|level| (*level, Waiting { streams: 1, passed_over: 0 }));
-        State { free, waiting: waiting.collect() }
+        State { places: free, taken: 0, waiting: waiting.collect() }
     }
 
     #[test]
@@ -161,7 +178,7 @@ mod tests {
         let mut state = state(10, &[LOW, HIGH]);
         assert_eq!((state.grant(LOW, 5), state.grant(HIGH, 4)), (0, 4));
         state.waiting.remove(&HIGH);
-        assert_eq!((state.grant(LOW, 9), state.free), (6, 0));
+        assert_eq!((state.grant(LOW, 9), state.free()), (6, 0));
         let backlog = Level { is_live: false, ..HIGH };
         assert!(HIGH > backlog && backlog > LOW, "new records, then the backlog, then lower priorities");
     }
@@ -173,7 +190,7 @@ mod tests {
         for _ in 0..1000 {
             got.0 += state.grant(LOW, 1);
             got.1 += state.grant(HIGH, 1);
-            state.free = 1;
+            state.taken = 0;
         }
         assert_eq!(got, (100, 900));
     }
@@ -191,5 +208,10 @@ mod tests {
         assert!(!low.is_finished());
         lane.release(1);
         assert_eq!(low.await.unwrap(), 1);
+        lane.resize(1);
+        lane.release(1);
+        assert!(lane.enter(LOW).claim(1).now_or_never().is_none(), "one is taken still");
+        lane.resize(3);
+        assert_eq!(lane.enter(LOW).claim(5).await, 2);
     }
 }

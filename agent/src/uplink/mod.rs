@@ -21,6 +21,7 @@ mod mqtt;
 mod progress;
 mod rate;
 mod status;
+mod thread;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,15 +30,18 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sync_client::Cloud;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::http::HttpSender;
+use self::http::{HttpSender, Server};
 use self::lane::Lane;
 use self::mqtt::MqttSender;
 use self::status::Board;
 pub use self::status::{UplinkState, UplinkStatus};
+pub(crate) use self::thread::UplinkThread;
 use crate::broker::{self, Broker};
 use crate::clock::Clock;
 use crate::config::{StreamConfig, UplinkTo};
@@ -47,7 +51,7 @@ use crate::name::{BrokerName, GatewayName, NameError, StreamName};
 use crate::receipt::Receipt;
 
 /// Records that may wait for their PUBACK on one link: less than a broker's connection takes, so that what functions publish
-/// on it finds room.
+/// on it finds room; and never more than twice what the broker takes at once, so that it need not wait behind the rest.
 pub const WINDOW_RECORDS: usize = 900;
 /// Payload bytes of one stream that may wait for their confirmation.
 pub const WINDOW_BYTES: usize = 4 << 20;
@@ -81,7 +85,7 @@ impl Publisher for Broker {
 
     fn link(&self) -> Link {
         let status = self.status();
-        Link { connected: status.link != broker::Link::Down, reconnects: status.reconnects }
+        Link { connected: status.link != broker::Link::Down, reconnects: status.reconnects, at_once: status.at_once }
     }
 
     fn changes(&self) -> watch::Receiver<broker::Link> {
@@ -96,6 +100,8 @@ pub struct Link {
     pub connected: bool,
     /// How often it was lost and made again.
     pub reconnects: u64,
+    /// Records that the other side takes before it has confirmed one.
+    pub at_once: usize,
 }
 
 /// The brokers that streams may name.
@@ -140,6 +146,9 @@ pub struct Uplink {
     gateway: GatewayName,
     dead_letters: StreamName,
     clock: Clock,
+    cloud: Option<Cloud>,
+    /// Where the tasks run.
+    threads: Handle,
     tasks: Mutex<BTreeMap<StreamName, Task>>,
     /// What the streams of one link share, by its name.
     lanes: Mutex<BTreeMap<String, Arc<Lane>>>,
@@ -163,9 +172,25 @@ impl Uplink {
         streams: &BTreeMap<StreamName, StreamConfig>,
         clock: Clock,
     ) -> Result<Self, NameError> {
+        Self::start_with(journal, publishers, gateway, streams, clock, None, Handle::current())
+    }
+
+    /// The same, with the control plane that streams may name, and where the tasks run.
+    ///
+    /// # Errors
+    /// As [`Uplink::start`].
+    pub fn start_with(
+        journal: Arc<Journal>,
+        publishers: &Publishers,
+        gateway: GatewayName,
+        streams: &BTreeMap<StreamName, StreamConfig>,
+        clock: Clock,
+        cloud: Option<Cloud>,
+        threads: Handle,
+    ) -> Result<Self, NameError> {
         let dead_letters = StreamName::parse(DEAD_LETTERS)?;
         let (tasks, lanes) = (Mutex::default(), Mutex::default());
-        let uplink = Self { journal, gateway, dead_letters, clock, tasks, lanes };
+        let uplink = Self { journal, gateway, dead_letters, clock, cloud, threads, tasks, lanes };
         uplink.start_missing(publishers, streams);
         Ok(uplink)
     }
@@ -222,11 +247,20 @@ impl Uplink {
                 };
                 let lane = self.lane(format!("mqtt {}", mqtt.broker), WINDOW_RECORDS);
                 let (stream, publisher) = (Arc::clone(&stream), Arc::clone(publisher));
-                tokio::spawn(MqttSender { stream, mqtt: mqtt.clone(), publisher, lane }.run())
+                self.threads.spawn(MqttSender { stream, mqtt: mqtt.clone(), publisher, lane }.run())
             }
             UplinkTo::Http(http) => {
                 let lane = self.lane(format!("http {}", http::server_of(&http.url)), WINDOW_REQUESTS);
-                tokio::spawn(HttpSender { stream: Arc::clone(&stream), http: http.clone(), lane }.run())
+                let server = Server::Http(http.clone());
+                self.threads.spawn(HttpSender { stream: Arc::clone(&stream), server, lane }.run())
+            }
+            UplinkTo::Cloud => {
+                let Some(cloud) = &self.cloud else {
+                    tracing::error!(stream = %name, "the uplink is the control plane, which takes a restart of the agent to reach");
+                    return None;
+                };
+                let (server, lane) = (Server::Cloud(cloud.clone()), self.lane("cloud".to_owned(), WINDOW_REQUESTS));
+                self.threads.spawn(HttpSender { stream: Arc::clone(&stream), server, lane }.run())
             }
         };
         Some(Task { stream, handle })

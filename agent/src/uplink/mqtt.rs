@@ -1,6 +1,7 @@
 //! The task of one stream that drains to a broker: one message a record, a window of them under way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -11,13 +12,17 @@ use super::lane::{Lane, Level, Turn, claim};
 use super::progress::Which;
 use super::rate::Throttle;
 use super::status::UplinkState;
-use super::{BACK_OFF, BACK_OFF_MAX, DRAIN, LETTERS_MAX, Publisher, Stream, WINDOW_BYTES};
+use super::{BACK_OFF, BACK_OFF_MAX, DRAIN, LETTERS_MAX, Publisher, Stream, WINDOW_BYTES, WINDOW_RECORDS};
 use crate::broker::{BackOff, Link};
 use crate::config::MqttUplink;
 use crate::receipt::{NotKept, Receipt};
 
 /// Records that are sent at a turn, before others of the link get theirs.
 const AT_ONCE: usize = 50;
+/// After this many records that had to wait there is a pause, so that some 30,000 leave in a second: on a link without a delay
+/// of its own they would take the processor from the events that are handled meanwhile.
+const PAUSE_AFTER: usize = 64;
+const PAUSE: Duration = Duration::from_millis(1);
 /// How often a broker may end its connections upon a record before that is the record's fault: a bad link does so, too.
 const ENDINGS_MAX: u8 = 3;
 
@@ -56,6 +61,9 @@ struct Run {
     topic: Arc<str>,
     feed: Feed,
     throttle: Throttle,
+    /// Records that had to wait and were sent since the last pause.
+    unpaused: usize,
+    paused_until: Option<Instant>,
     places: Places,
     answers: mpsc::UnboundedSender<Answer>,
     back_off: BackOff,
@@ -79,6 +87,8 @@ impl MqttSender {
             topic: envelope::fill(&self.mqtt.topic, &self.stream.gateway, &self.stream.name),
             feed: Feed::new(Arc::clone(&self.stream)),
             throttle: Throttle::new(self.stream.config.uplink.as_ref().and_then(|uplink| uplink.max_rate)),
+            unpaused: 0,
+            paused_until: None,
             places: Places { lane: Arc::clone(&self.lane), taken: 0 },
             answers,
             back_off: BackOff::new(BACK_OFF, BACK_OFF_MAX),
@@ -108,13 +118,14 @@ impl MqttSender {
             let throttled = run.throttle.wait_until(now);
             let has_room = throttled.is_none() && run.feed.progress.bytes() < WINDOW_BYTES;
             run.note(ready, throttled.is_some());
-            let sends = ready.filter(|_| has_room);
+            let paused = run.paused_until.filter(|at| *at > now);
+            let sends = ready.filter(|_| has_room && paused.is_none());
             let priority = stream.config.priority;
             // Lower priorities wait, too, while this one's next records are being read.
             let wants = run.feed.wants().filter(|_| may_send && has_room);
             let level = wants.map(|which| Level { priority, is_live: which == Which::Live });
             Turn::follow(&mut turn, &lane, level);
-            let wake = run.rest_until.into_iter().chain(throttled.filter(|_| ready.is_some())).min();
+            let wake = run.rest_until.into_iter().chain(throttled.max(paused).filter(|_| ready.is_some())).min();
             tokio::select! {
                 biased;
                 () = stream.cancel.cancelled() => break,
@@ -126,7 +137,7 @@ impl MqttSender {
                     }
                 }
                 Some(answer) = answered.recv() => run.settle(answer, &mut answered).await,
-                places = claim(turn.as_ref().filter(|_| sends.is_some()), AT_ONCE) => {
+                places = claim(turn.as_ref().filter(|_| sends.is_some()), AT_ONCE.min(PAUSE_AFTER - run.unpaused)) => {
                     run.places.taken += places;
                     if let Some(which) = sends {
                         run.send(which, places).await;
@@ -156,6 +167,7 @@ impl Run {
         let is_up = link != Link::Down && now.connected;
         if is_up && self.reconnects != Some(now.reconnects) {
             self.reconnects = Some(now.reconnects);
+            self.sender.lane.resize(now.at_once.saturating_mul(2).clamp(1, WINDOW_RECORDS));
             self.feed.connected();
         }
         self.connected = is_up;
@@ -180,7 +192,7 @@ impl Run {
     /// Sends up to `places` records of one cursor.
     async fn send(&mut self, which: Which, places: usize) {
         let stream = Arc::clone(&self.sender.stream);
-        let mut used = 0;
+        let (mut used, mut waited) = (0, 0);
         while used < places
             && self.feed.ready() == Some(which)
             && self.feed.progress.bytes() < WINDOW_BYTES
@@ -188,6 +200,7 @@ impl Run {
             && let Some((record, replayed)) = self.feed.take(which)
         {
             used += 1;
+            waited += usize::from(replayed);
             let message = self.envelope.message(&self.sender.mqtt, &self.topic, &record, replayed);
             let (answers, sequence) = (self.answers.clone(), record.sequence);
             let receipt = Receipt::new(move |result| drop(answers.send((sequence, result))));
@@ -200,6 +213,11 @@ impl Run {
         }
         stream.board.note(|status| status.sent += used as u64);
         self.places.give_back(places - used);
+        self.unpaused += waited;
+        if self.unpaused >= PAUSE_AFTER {
+            self.unpaused = 0;
+            self.paused_until = Some(stream.clock.instant() + PAUSE);
+        }
         // Events that are handled meanwhile do not wait for a backlog.
         tokio::task::yield_now().await;
     }

@@ -106,6 +106,16 @@ impl Progress {
         self.replayed_to = self.replayed_to.max(seen);
     }
 
+    /// What was read ahead, up to `floor`, need not be sent any more.
+    pub(super) fn forget(&mut self, floor: u64) {
+        for cursor in [&mut self.live, &mut self.backlog] {
+            while let Some(record) = cursor.ahead.pop_front_if(|record| record.sequence <= floor) {
+                cursor.sent = record.sequence;
+                cursor.skip();
+            }
+        }
+    }
+
     fn cursor(&mut self, which: Which) -> &mut Cursor {
         match which {
             Which::Live => &mut self.live,
@@ -326,6 +336,17 @@ mod tests {
         assert!(progress.arrived(5));
         assert!(!progress.arrived(5), "the second answer is no news");
         assert_eq!(progress.tell(), Some(News { up_to: Some(6), done: vec![] }));
+    }
+
+    #[test]
+    fn what_a_limit_has_dropped_is_not_sent_though_it_was_read() {
+        let mut progress = Progress::new(false, 0);
+        progress.read(Which::Live, 0, 5, records(1..=5));
+        progress.forget(3);
+        assert_eq!(progress.take(Which::Live).unwrap().0.sequence, 4);
+        progress.forget(9);
+        assert!(progress.take(Which::Live).is_none());
+        assert_eq!(progress.reads(6, 1), Some((Which::Live, 5)));
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn a_capability_that_is_none() {
     check_function(
         r#"capabilities = ["mqtt:publsh:a", "stream:readings", "model:motion", "mqtt:publish:a#"]
 "#,
-        r#"DIR/gateway.toml:7:17: function[f].capabilities[0]: unknown capability `mqtt:publsh:a`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME` or `keyvalue`
+        r#"DIR/gateway.toml:7:17: function[f].capabilities[0]: unknown capability `mqtt:publsh:a`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME`, `source:NAME:read` or `keyvalue`
   hint: write for example `"mqtt:publish:results/#"`
 DIR/gateway.toml:7:69: function[f].capabilities[3]: capability `mqtt:publish:a#` has a malformed topic filter: filter `a#` is malformed: `+` must be a whole level, `#` must be the whole last level
   hint: write for example `"mqtt:publish:results/#"`
@@ -81,14 +81,85 @@ fn a_malformed_filter() {
 #[test]
 fn a_trigger_of_a_later_version() {
     check_function(
-        r#"trigger = [{ http = { path = "/f" } }, { mqqt = { filter = "a" } }, { schedule = {}, mqtt = { filter = "a" } }]
+        r#"trigger = [{ opcua = { node = "a" } }, { mqqt = { filter = "a" } }, { schedule = {}, mqtt = { filter = "a" } }]
 "#,
-        r#"DIR/gateway.toml:7:14: function[f].trigger[0].http: `http` is not available in this version
-  hint: write `mqtt`, `schedule` or `event`
+        r#"DIR/gateway.toml:7:14: function[f].trigger[0].opcua: `opcua` is not available in this version
+  hint: remove it; this version knows `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file` or `sysfs`
 DIR/gateway.toml:7:42: function[f].trigger[1].mqqt: unknown key `mqqt`
   hint: did you mean `mqtt`?
-DIR/gateway.toml:7:69: function[f].trigger[2]: it has 2 keys, but must have exactly one
-  hint: write one of `mqtt`, `schedule` or `event`
+DIR/gateway.toml:7:69: function[f].trigger[2]: it has `mqtt` and `schedule`, but must have exactly one
+  hint: write one of `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file` or `sysfs`
+"#,
+    );
+}
+
+#[test]
+fn sources_that_are_not_there_or_of_another_kind() {
+    check_function(
+        r#"trigger = [{ tail = { source = "radio" } }, { process = { source = "rado" } }]
+[source.radio]
+process = { command = ["rtl_433"] }
+[source.nothing]
+process = { command = [] }
+"#,
+        r#"DIR/gateway.toml:7:32: function[f].trigger[0].tail.source: source `radio` is a `process`, and no `tail`
+  hint: write `process = { source = "radio" }`, or name another source
+DIR/gateway.toml:7:68: function[f].trigger[1].process.source: there is no source `rado`
+  hint: did you mean `radio`? Otherwise add `[source.rado]` to gateway.toml
+DIR/gateway.toml:11:23: source.nothing.process.command: the command names no program
+  hint: write for example `command = ["rtl_433", "-F", "json"]`
+"#,
+    );
+}
+
+#[test]
+fn folders_that_no_file_can_come_into() {
+    check_function(
+        r#"capabilities = ["source:radio:read", "source:inbx:read"]
+[source.radio]
+process = { command = ["rtl_433"] }
+[source.inbox]
+file = { folder = "inbox", on = [], min_size = "2 KiB", max_size = "1 KiB", include = [""] }
+[source.outbox]
+file = { folder = "outbox", on = [], min_size = "2 KiB", max_size = "1 KiB" }
+"#,
+        r#"DIR/gateway.toml:7:17: function[f].capabilities[0]: source `radio` is a `process`, which has no folder that could be read
+  hint: name a source of the kind `file`
+DIR/gateway.toml:7:38: function[f].capabilities[1]: there is no source `inbx`
+  hint: did you mean `inbox`? Otherwise add `[source.inbx]` to gateway.toml
+DIR/gateway.toml:11:88: source.inbox.file.include[0]: a pattern that is empty is for no file
+  hint: write for example `"*.csv"`
+DIR/gateway.toml:13:34: source.outbox.file.on: without a change there would be no events
+  hint: write for example `on = ["created"]`, or remove it
+DIR/gateway.toml:13:69: source.outbox.file.max_size: 1 KiB is less than `min_size`, 2 KiB: no file could match
+  hint: write a larger one, or remove one of the two
+"#,
+    );
+}
+
+#[test]
+fn sensors_that_mean_nothing() {
+    check_function(
+        r#"
+[source.none]
+sysfs = { every = "1ms" }
+[source.both]
+sysfs = { preset = "thermal", files = ["/sys/x"], unit = "K" }
+[source.never]
+sysfs = { preset = "iio", above = 5, below = 5.5, hysteresis = -1 }
+"#,
+        r#"DIR/gateway.toml:9:1: source.none.sysfs: it has neither `preset` nor `files`
+  hint: write for example `preset = "thermal"`, or `files = ["/sys/class/thermal/*/temp"]`
+DIR/gateway.toml:9:19: source.none.sysfs.every: 1ms is shorter than 10ms
+  hint: write for example `every = "10s"`
+DIR/gateway.toml:11:1: source.both.sysfs: it has both `preset` and `files`
+  hint: keep one of the two
+DIR/gateway.toml:11:1: source.both.sysfs: a preset has units of its own
+  hint: remove `scale`, `offset` and `unit`, or name the `files`
+DIR/gateway.toml:13:46: source.never.sysfs.below: 5.5 is not less than `above`, 5: no value could be normal
+  hint: write a smaller one
+DIR/gateway.toml:13:64: source.never.sysfs.hysteresis: it is less than nothing
+  hint: write for example `hysteresis = 2.0`
 "#,
     );
 }
@@ -171,15 +242,43 @@ fn itself_as_destination() {
 }
 
 #[test]
+fn a_function_url_that_cannot_be_meant() {
+    check_function(
+        r#"trigger = [{ http = { path = "orders" } }, { http = { path = "/b", methods = ["GETT"] } }]
+"#,
+        r#"DIR/gateway.toml:7:30: function[f].trigger[0].http.path: `orders` is not the path of a function URL: it begins with `/`
+  hint: write for example `"/orders/{id}"`
+DIR/gateway.toml:7:79: function[f].trigger[1].http.methods[0]: `GETT` is not known here
+  hint: write `"GET"`, `"HEAD"`, `"POST"`, `"PUT"`, `"PATCH"`, `"DELETE"` or `"OPTIONS"`
+"#,
+    );
+}
+
+#[test]
 fn settings_of_a_later_version() {
     check_function(
         r#"event_shape = "payload"
-layers = []
 "#,
         r#"DIR/gateway.toml:7:1: function[f].event_shape: `event_shape` is not available in this version
-  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `idempotency`, `order`, `on_success`, `on_failure` or `trigger`
-DIR/gateway.toml:8:1: function[f].layers: `layers` is not available in this version
-  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `idempotency`, `order`, `on_success`, `on_failure` or `trigger`
+  hint: remove it; this version knows `name`, `bundle`, `capabilities`, `secrets`, `layers`, `timeout`, `memory`, `concurrency`, `isolation`, `environment`, `retry`, `idempotency`, `order`, `on_success`, `on_failure` or `trigger`
+"#,
+    );
+}
+
+#[test]
+fn layers_that_are_not_there_or_too_many() {
+    check_function(
+        r#"layers = ["nowhere"]
+"#,
+        r#"DIR/gateway.toml:4:1: function[f].layers: there is no layer `DIR/nowhere`
+  hint: correct the path: a layer is a folder, or a `.tar.zst` of one
+"#,
+    );
+    check_function(
+        r#"layers = ["1", "2", "3", "4", "5", "6"]
+"#,
+        r#"DIR/gateway.toml:7:10: function[f].layers: there are 6 layers, more than 5
+  hint: put together those that go together anyway
 "#,
     );
 }

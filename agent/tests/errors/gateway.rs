@@ -231,13 +231,33 @@ DIR/gateway.toml:3:35: stream.readings.uplink.topic: topic `site/{gateway}/{stea
 }
 
 #[test]
-fn an_uplink_of_a_later_version() {
+fn an_uplink_to_a_control_plane_that_is_not_there() {
     check(
         r#"[stream.readings]
 uplink = { cloud = true }
 "#,
-        r#"DIR/gateway.toml:3:12: stream.readings.uplink.cloud: `cloud` is not available in this version
-  hint: remove it; this version knows `mqtt`, `http` or `max_rate`
+        r#"DIR/gateway.toml:3:20: stream.readings.uplink.cloud: there is no control plane to send to
+  hint: add `[cloud]` with its `url` to gateway.toml
+"#,
+    );
+}
+
+#[test]
+fn a_control_plane_that_cannot_be() {
+    check(
+        r#"[cloud]
+url = "http://cloud.example"
+cert = "secret"
+report_every = "10ms"
+"#,
+        r#"DIR/gateway.toml:3:7: cloud.url: `http://cloud.example` is not `https://`: who this gateway is, is told over TLS only
+  hint: write `https://HOST:PORT`
+DIR/gateway.toml:4:1: cloud.cert: there is a `cert`, but no `key`
+  hint: add `key = "FILE.pem"`
+DIR/gateway.toml:4:1: cloud.cert: without a claim token nothing says whose deployments to trust
+  hint: add `root = "root.json"`, the first root document of `tidegate keygen`
+DIR/gateway.toml:5:16: cloud.report_every: 10ms is shorter than 1s
+  hint: write for example `report_every = "15m"`
 "#,
     );
 }
@@ -272,13 +292,13 @@ DIR/gateway.toml:5:102: stream.b.uplink.max_rate: nothing would ever leave
 DIR/gateway.toml:7:72: stream.c.uplink.max_rate: `64 KiB` is neither a size nor a number of records per second, such as `64 KiB/s` or `100/s`
   hint: write for example `"64 KiB/s"`
 DIR/gateway.toml:9:44: stream.d.uplink.topic: unknown key `topic`
-  hint: known here: `mqtt`, `http`, `max_rate`, `token_file`, `ca`, `cert` or `key`
-DIR/gateway.toml:11:1: stream.e.uplink: it names both `mqtt` and `http`
-  hint: a stream has one uplink: keep one of the two
+  hint: known here: `mqtt`, `http`, `cloud`, `max_rate`, `token_file`, `ca`, `cert` or `key`
+DIR/gateway.toml:11:1: stream.e.uplink: it names more than one of `mqtt`, `http` and `cloud`
+  hint: a stream has one uplink: keep one of them
 DIR/gateway.toml:11:60: stream.e.uplink.topic: unknown key `topic`
-  hint: known here: `mqtt`, `http` or `max_rate`
-DIR/gateway.toml:13:1: stream.f.uplink: it names neither `mqtt` nor `http`
-  hint: add `mqtt = "cloud"` with its `topic`, or `http = "https://…"`
+  hint: known here: `mqtt`, `http`, `cloud` or `max_rate`
+DIR/gateway.toml:13:1: stream.f.uplink: it names neither `mqtt` nor `http` nor `cloud`
+  hint: add `mqtt = "cloud"` with its `topic`, `http = "https://…"`, or `cloud = true`
 DIR/gateway.toml:14:9: stream.f.drain: `newest-first` is not known here
   hint: write `"in-order"` or `"live-first"`
 "#,

@@ -45,6 +45,8 @@ pub(super) struct Books {
     pub(super) arrived: BTreeMap<String, u32>,
     /// The activity that each window's record says.
     pub(super) activities: BTreeMap<WindowId, BTreeSet<String>>,
+    /// The windows, as their records arrived first.
+    pub(super) order: Vec<WindowId>,
     /// Records that had waited for the link.
     pub(super) replayed: u64,
     /// Messages that are not what was expected; each is a failure.
@@ -70,7 +72,11 @@ impl Ledger {
                 *books.arrived.entry(id).or_default() += 1;
                 books.replayed += u64::from(replayed);
                 books.handled.extend((data.seq_first..=data.seq_last).map(|seq| (data.device.clone(), seq)));
-                books.activities.entry((data.device, data.window)).or_default().insert(data.activity);
+                let window = (data.device, data.window);
+                if !books.activities.contains_key(&window) {
+                    books.order.push(window.clone());
+                }
+                books.activities.entry(window).or_default().insert(data.activity);
             }
             Err(error) => books.malformed.push(format!("record: {error}")),
         }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::acts::Act;
+
 /// Something that goes wrong, or right again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mishap {
@@ -13,11 +15,17 @@ pub(super) enum Mishap {
     FillDisk,
     FreeDisk,
     Kill,
+    /// What people do, right or wrong.
+    People(Act),
 }
 
 impl fmt::Display for Mishap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::People(act) = self {
+            return act.fmt(f);
+        }
         f.write_str(match self {
+            Self::People(_) => "",
             Self::CutUplink => "the uplink is cut",
             Self::RestoreUplink => "the uplink is back",
             Self::CutBroker => "the link to the local broker is cut",
@@ -31,6 +39,16 @@ impl fmt::Display for Mishap {
 
 /// Mishaps, each when so many hundredths of the samples are sent.
 pub(super) type Plan = &'static [(usize, Mishap)];
+
+/// What a gateway that is managed sees on a lively day. While people do something samples come slowly, so there is room behind each act.
+pub(super) const LOOP: Plan = &[
+    (24, Mishap::People(Act::BetterModel)),
+    (42, Mishap::CutUplink),
+    (50, Mishap::Kill),
+    (62, Mishap::RestoreUplink),
+    (66, Mishap::People(Act::BadVersion)),
+    (88, Mishap::People(Act::Forged)),
+];
 
 /// What a gateway has to bear on any day.
 pub(super) const USUAL: Plan = &[(25, Mishap::CutUplink), (45, Mishap::Kill), (70, Mishap::RestoreUplink)];
@@ -87,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_is_restored_and_in_order() {
-        for plan in [USUAL, TORTURE] {
+        for plan in [LOOP, USUAL, TORTURE] {
             assert!(plan.is_sorted_by_key(|(at, _)| *at) && plan.iter().all(|(at, _)| *at < 100));
             let (mut uplink, mut broker, mut disk) = (true, true, true);
             for (at, mishap) in plan {
@@ -98,6 +116,7 @@ mod tests {
                     Mishap::RestoreBroker => assert!(!std::mem::replace(&mut broker, true), "{at}"),
                     Mishap::FillDisk => assert!(std::mem::replace(&mut disk, false), "{at}"),
                     Mishap::FreeDisk => assert!(!std::mem::replace(&mut disk, true), "{at}"),
+                    Mishap::People(_) => assert!(uplink && broker && disk, "people reach it: {at}"),
                     // An agent that starts again waits for its broker, and has room.
                     Mishap::Kill => {
                         assert!(broker, "{at}");

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tokio::process::{Child, Command};
 
+use super::cloud::Cloud;
 use super::link::Link;
 use crate::api::client::Client;
 use crate::api::status::Status;
@@ -32,6 +33,20 @@ const EXAMPLE: &[(&str, &[u8])] = example![
     "models/motion.tests.json"
 ];
 
+/// What runs on a gateway that nobody deploys to.
+const LOCAL: &str = r#"[[model]]
+name = "motion"
+file = "motion/models/motion.onnx"
+tests = "motion/models/motion.tests.json"
+
+[[function]]
+name = "motion"
+bundle = "motion"
+capabilities = ["model:motion", "stream:activities", "keyvalue"]
+# As long as it takes: what cannot be written now is not to be given up.
+retry = { attempts = 1000, max_age = "1h" }
+"#;
+
 /// Longest the agent may take to answer after a start: the first one compiles the function.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,8 +55,11 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Site {
     folder: tempfile::TempDir,
     pub(super) local: EmbeddedBroker,
-    pub(super) cloud: EmbeddedBroker,
-    /// Between the agent and the cloud.
+    /// The cloud's, where records arrive.
+    pub(super) broker: EmbeddedBroker,
+    /// The control plane, when there is one.
+    pub(super) cloud: Option<Cloud>,
+    /// Between the agent and the cloud's broker.
     pub(super) link: Link,
     /// Between the agent and its local broker.
     pub(super) wire: Link,
@@ -54,18 +72,21 @@ fn on_a_free_port() -> EmbeddedBrokerConfig {
 }
 
 impl Site {
-    /// Starts the brokers and the link, and writes what the gateway needs. The agent is not running yet.
-    pub(super) async fn build() -> anyhow::Result<Self> {
+    /// Starts the brokers, the links and, for a managed gateway, a control plane, and writes what the gateway needs. The agent is not running yet.
+    pub(super) async fn build(managed: bool) -> anyhow::Result<Self> {
         let limits = Limits::default();
         let folder = tempfile::Builder::new().prefix("tidegate-demo-").tempdir()?;
         let local =
             EmbeddedBroker::start(&on_a_free_port(), &limits).await.context("could not start the local broker")?;
-        let cloud =
+        let broker =
             EmbeddedBroker::start(&on_a_free_port(), &limits).await.context("could not start the cloud's broker")?;
-        let (link, wire) = (Link::to(cloud.address()).await?, Link::to(local.address()).await?);
-        let site = Self { folder, local, cloud, link, wire, disk_full: false, agent: None };
-        for (file, content) in EXAMPLE {
-            site.write(&format!("motion/{file}"), content)?;
+        let (link, wire) = (Link::to(broker.address()).await?, Link::to(local.address()).await?);
+        let cloud = if managed { Some(Cloud::start(folder.path()).await?) } else { None };
+        let site = Self { folder, local, broker, cloud, link, wire, disk_full: false, agent: None };
+        if !managed {
+            for (file, content) in EXAMPLE {
+                site.write(&format!("motion/{file}"), content)?;
+            }
         }
         site.write("gateway.toml", site.config().as_bytes())?;
         Ok(site)
@@ -100,26 +121,35 @@ max_bytes = "8 MiB"
 uplink = {{ mqtt = "cloud", topic = "site/{{gateway}}/{{stream}}" }}
 batch = {{ max_records = 10, max_wait = "500ms" }}
 
-[[model]]
-name = "motion"
-file = "motion/models/motion.onnx"
-tests = "motion/models/motion.tests.json"
-
-[[function]]
-name = "motion"
-bundle = "motion"
-capabilities = ["model:motion", "stream:activities", "keyvalue"]
-# As long as it takes: what cannot be written now is not to be given up.
-retry = {{ attempts = 1000, max_age = "1h" }}
-"#,
+{runs}"#,
             local = self.wire.address(),
             link = self.link.address(),
+            runs = self.cloud.as_ref().map_or_else(|| LOCAL.to_owned(), Cloud::config),
         )
     }
 
-    /// The model's file.
-    pub(super) fn model(&self) -> PathBuf {
-        self.folder.path().join("motion/models/motion.onnx")
+    /// The models that are asked, one after the other.
+    pub(super) fn models(&self) -> Vec<PathBuf> {
+        let files: &[&str] = match self.cloud {
+            Some(_) => &["laptop/models/motion-first.onnx", "laptop/models/motion.onnx"],
+            None => &["motion/models/motion.onnx"],
+        };
+        files.iter().map(|file| self.folder.path().join(file)).collect()
+    }
+
+    /// Nothing gets from the gateway to the cloud, and nothing back.
+    pub(super) fn cut_uplink(&self) {
+        self.link.cut();
+        if let Some(cloud) = &self.cloud {
+            cloud.link.cut();
+        }
+    }
+
+    pub(super) fn restore_uplink(&self) {
+        self.link.restore();
+        if let Some(cloud) = &self.cloud {
+            cloud.link.restore();
+        }
     }
 
     /// Where all of it is.
@@ -156,7 +186,9 @@ retry = {{ attempts = 1000, max_age = "1h" }}
                     anyhow::bail!("the agent ended at its start; it said:\n{}", self.said());
                 }
                 let status = self.status().await;
-                if status.is_some_and(|s| s.brokers.iter().any(|b| b.name.as_str() == "local" && b.ready)) {
+                let hears = |status: &Status| status.brokers.iter().any(|b| b.name.as_str() == "local" && b.ready);
+                // A gateway that is managed gets its function from the control plane.
+                if status.is_some_and(|status| hears(&status) && !status.functions.is_empty()) {
                     return Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -217,10 +249,14 @@ retry = {{ attempts = 1000, max_age = "1h" }}
         Ok(())
     }
 
-    /// Ends the brokers.
-    pub(super) async fn stop(self) {
+    /// Ends the brokers and the control plane.
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
         self.local.stop().await;
-        self.cloud.stop().await;
+        self.broker.stop().await;
+        match self.cloud {
+            Some(cloud) => cloud.stop().await,
+            None => Ok(()),
+        }
     }
 
     /// SIGTERM, and its exit status.

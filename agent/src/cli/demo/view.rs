@@ -21,6 +21,8 @@ pub(super) struct Standing {
     pub(super) committed: Option<u64>,
     /// Records that still wait for the link.
     pub(super) waiting: Option<u64>,
+    /// Share of the latest windows that were recognised, and how many those are; `None` before the first.
+    pub(super) accuracy: Option<(f64, usize)>,
     pub(super) link_up: bool,
     pub(super) disk_full: bool,
     pub(super) agent_up: bool,
@@ -65,6 +67,9 @@ impl View {
         let waiting = standing.waiting.map_or_else(|| "?".to_owned(), |records| records.to_string());
         let agent = if standing.agent_up { "running" } else { "killed" };
         let link = if standing.link_up { "up" } else { "cut" };
+        let accuracy = standing
+            .accuracy
+            .map_or_else(|| "-".to_owned(), |(share, windows)| format!("{share:.2} of the last {windows} windows"));
         let disk = if standing.disk_full { ", disk full" } else { "" };
         if !self.terminal {
             if now >= self.next_plain {
@@ -72,7 +77,7 @@ impl View {
                 self.say(
                     now,
                     &format!(
-                        "agent {agent}, uplink {link}{disk}: sent {sent}, handled {handled}, committed {committed}, arrived {arrived}"
+                        "agent {agent}, uplink {link}{disk}: sent {sent}, handled {handled}, committed {committed}, arrived {arrived}, accuracy {accuracy}"
                     ),
                 );
             }
@@ -88,7 +93,8 @@ impl View {
              sent      {sent:>6}  {}\n  \
              handled   {handled:>6}  {}\n  \
              committed {committed:>6}  records on disk, {waiting} waiting for the uplink\n  \
-             arrived   {arrived:>6}  records at the cloud\n",
+             arrived   {arrived:>6}  records at the cloud\n  \
+             accuracy  {accuracy}\n",
             bar(sent, samples),
             bar(usize::try_from(handled).unwrap_or(usize::MAX), samples),
         );

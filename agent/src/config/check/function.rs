@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::{Kind, Names, check_broker, check_file, check_name, check_qos, check_template};
+use super::{Kind, Names, check_broker, check_file, check_folder, check_name, check_qos, check_source, check_template};
 use crate::capability::Capability;
 use crate::config::document::{Document, Place, Problem, join};
 use crate::config::read::list;
 use crate::config::{
     BundleTest, DestinationConfig, Expectation, FunctionConfig, FunctionSettings, MqttTrigger, ScheduleTrigger,
-    TriggerConfig,
+    TriggerConfig, TriggerKind,
 };
 use crate::function::FunctionSpec;
 use crate::limits::Limits;
 use crate::name::{BrokerName, FunctionName, GatewayName};
+use crate::trigger::http::HttpTrigger;
 use crate::units::ByteSize;
 
 /// Reports what is wrong with one `[[function]]` of gateway.toml.
@@ -23,6 +24,7 @@ pub(super) fn check_function(function: &FunctionConfig, names: &Names, limits: &
         match capability {
             Capability::Stream(name) => check_name(document, &path, Kind::Stream, name.as_str(), names),
             Capability::Model(name) => check_name(document, &path, Kind::Model, name.as_str(), names),
+            Capability::SourceRead(source) => check_folder(document, &path, source, names),
             Capability::MqttPublish(filter) if filter.as_str().starts_with("$share/") => {
                 let what = format!("`{filter}` is a shared subscription, which nothing can be published on");
                 document.refuse(&path, what, "write the filter behind `$share/GROUP/` only");
@@ -38,7 +40,16 @@ pub(super) fn check_function(function: &FunctionConfig, names: &Names, limits: &
             document.refuse_key(&path, format!("`{name}` is in `environment` too"), "keep one of the two");
         }
     }
+    check_layers(function.layers.len(), &path, limits, document);
     check_settings(&function.settings, &path, names, limits, document);
+}
+
+/// Reports more layers than one function may have.
+pub(crate) fn check_layers(count: usize, path: &str, limits: &Limits, document: &mut Document) {
+    if count > limits.layers_max {
+        let what = format!("there are {count} layers, more than {}", limits.layers_max);
+        document.refuse(&join(path, "layers"), what, "put together those that go together anyway");
+    }
 }
 
 /// Reports what is wrong with the keys that gateway.toml and function.toml share.
@@ -130,18 +141,23 @@ fn check_destination(destination: &DestinationConfig, path: &str, names: &Names,
 }
 
 fn check_trigger(trigger: &TriggerConfig, path: &str, names: &Names, document: &mut Document) {
-    match trigger {
-        TriggerConfig::Mqtt(mqtt) => {
+    match &trigger.kind {
+        TriggerKind::Mqtt(mqtt) => {
             let path = join(path, "mqtt");
             check_broker(document, &join(&path, "broker"), mqtt.broker.as_ref(), names);
             check_qos(document, &join(&path, "qos"), mqtt.qos);
         }
-        TriggerConfig::Schedule(schedule) => check_schedule(schedule, &join(path, "schedule"), document),
-        TriggerConfig::Event(event) => {
+        TriggerKind::Schedule(schedule) => check_schedule(schedule, &join(path, "schedule"), document),
+        TriggerKind::Event(event) => {
             if event.kind.is_empty() {
                 let hint = "write the CloudEvents `type`, or `*` for any";
                 document.refuse(&join(path, "event.kind"), "the kind is empty, so no event could match", hint);
             }
+        }
+        TriggerKind::Http(http) => http.check(&join(path, "http"), document),
+        TriggerKind::Process(_) | TriggerKind::Tail(_) | TriggerKind::File(_) | TriggerKind::Sysfs(_) => {
+            let Some((kind, source)) = trigger.kind.source() else { return };
+            check_source(document, &format!("{path}.{kind}.source"), kind, source, names);
         }
     }
 }
@@ -208,8 +224,8 @@ pub(crate) fn check_specs(specs: &[(&FunctionSpec, &Place)], names: &Names, gate
             problems.push(Problem { place: (*place).clone(), key, what, hint });
         };
         let subscribed = || {
-            spec.triggers.iter().filter_map(|trigger| match trigger {
-                TriggerConfig::Mqtt(mqtt) => Some(mqtt),
+            spec.triggers.iter().filter_map(|trigger| match &trigger.kind {
+                TriggerKind::Mqtt(mqtt) => Some(mqtt),
                 _ => None,
             })
         };
@@ -222,6 +238,7 @@ pub(crate) fn check_specs(specs: &[(&FunctionSpec, &Place)], names: &Names, gate
             let what = format!("it may `{capability}`, but there is no broker `local` to publish to");
             refuse(what, "add `[mqtt.local]` with its `url`, or an `[embedded_broker]`".to_owned());
         }
+        check_own_urls(spec, specs, &mut refuse);
         if let Some(round) = destination_loop(spec, specs) {
             let round: Vec<String> = round.iter().map(|name| format!("`{name}`")).collect();
             let what = format!("its destinations lead back to it: {}", round.join(" → "));
@@ -229,6 +246,32 @@ pub(crate) fn check_specs(specs: &[(&FunctionSpec, &Place)], names: &Names, gate
         }
     }
     problems
+}
+
+/// A request is for one function: each path and method has one trigger.
+fn check_own_urls(spec: &FunctionSpec, specs: &[(&FunctionSpec, &Place)], refuse: &mut impl FnMut(String, String)) {
+    let urls = |spec: &'_ FunctionSpec| -> Vec<HttpTrigger> {
+        let url = |trigger: &TriggerConfig| match &trigger.kind {
+            TriggerKind::Http(http) => Some(http.clone()),
+            _ => None,
+        };
+        spec.triggers.iter().filter_map(url).collect()
+    };
+    let own = urls(spec);
+    for (i, url) in own.iter().enumerate() {
+        let hint = "give each a path or methods of its own".to_owned();
+        if own[..i].iter().any(|other| url.conflicts_with(other)) {
+            refuse(format!("it has the function URL `{url}` twice"), hint.clone());
+        }
+        // The later one is told, once.
+        let before = specs.iter().map(|(other, _)| *other).take_while(|other| other.name != spec.name);
+        for other in before {
+            if let Some(same) = urls(other).iter().find(|other| url.conflicts_with(other)) {
+                let what = format!("its function URL `{url}` is one of `{}` already: `{same}`", other.name);
+                refuse(what, hint.clone());
+            }
+        }
+    }
 }
 
 /// A function whose results start it again would never rest.

@@ -5,15 +5,18 @@ mod function;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
-pub(crate) use self::function::{check_settings, check_specs, check_test, environment_bytes};
+pub(crate) use self::function::{check_layers, check_settings, check_specs, check_test, environment_bytes};
+use super::deployed::DeployedConfig;
 use super::document::{Document, join};
 use super::read::{list, nearest};
 use super::{
-    ApiListen, Config, EmbeddedBrokerConfig, HttpUplink, MqttConfig, Rate, StreamConfig, UplinkConfig, UplinkTo,
+    ApiListen, Config, EmbeddedBrokerConfig, HttpUplink, ModelConfig, MqttConfig, Rate, StreamConfig, TriggerKind,
+    UplinkConfig, UplinkTo,
 };
 use crate::limits::Limits;
-use crate::name::BrokerName;
+use crate::name::{BrokerName, SourceName, StreamName};
 use crate::topic::check_topic;
 use crate::units::ByteSize;
 
@@ -27,6 +30,7 @@ enum Kind {
     Stream,
     Model,
     Function,
+    Source,
 }
 
 impl Kind {
@@ -36,6 +40,7 @@ impl Kind {
             Self::Stream => "stream",
             Self::Model => "model",
             Self::Function => "function",
+            Self::Source => "source",
         }
     }
 
@@ -45,13 +50,22 @@ impl Kind {
             Self::Stream => format!("`[stream.{name}]`"),
             Self::Model => format!("a `[[model]]` with `name = \"{name}\"`"),
             Self::Function => format!("a `[[function]]` with `name = \"{name}\"`"),
+            Self::Source => format!("`[source.{name}]`"),
         }
     }
 }
 
 /// The names that a gateway.toml declares; with `None` any name will do, as for a bundle that is looked at by itself.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Names(Option<[BTreeSet<String>; 4]>);
+pub(crate) struct Names(Option<Declared>);
+
+#[derive(Clone, Debug)]
+struct Declared {
+    /// By [`Kind`].
+    names: [BTreeSet<String>; 5],
+    /// The kind of each source.
+    sources: BTreeMap<String, String>,
+}
 
 impl Names {
     /// Any name will do.
@@ -62,12 +76,15 @@ impl Names {
     /// The names in a config that was loaded.
     pub(crate) fn of(config: &Config) -> Self {
         let local = config.embedded_broker.as_ref().map(|_| "local".to_owned());
-        Self(Some([
+        let names = [
             config.mqtt.keys().map(ToString::to_string).chain(local).collect(),
             config.stream.keys().map(ToString::to_string).collect(),
             config.model.iter().map(|model| model.name.to_string()).collect(),
             config.function.iter().map(|function| function.name.to_string()).collect(),
-        ]))
+            config.source.keys().map(ToString::to_string).collect(),
+        ];
+        let sources = config.source.iter().map(|(name, source)| (name.to_string(), source.kind().to_owned()));
+        Self(Some(Declared { names, sources: sources.collect() }))
     }
 
     /// The names in a config as it stands in the file, so that one whose table is wrong is not missed a second time.
@@ -81,11 +98,15 @@ impl Names {
         };
         let mut brokers = keys("mqtt");
         brokers.extend(root.get("embedded_broker").map(|_| "local".to_owned()));
-        Self(Some([brokers, keys("stream"), names("model"), names("function")]))
+        let names = [brokers, keys("stream"), names("model"), names("function"), keys("source")];
+        let sources = root.get("source").and_then(toml::Value::as_table).into_iter().flatten();
+        let kind =
+            |(name, source): (&String, &toml::Value)| Some((name.clone(), source.as_table()?.keys().next()?.clone()));
+        Self(Some(Declared { names, sources: sources.filter_map(kind).collect() }))
     }
 
     fn has(&self, kind: Kind, name: &str) -> bool {
-        self.0.as_ref().is_none_or(|names| names[kind as usize].contains(name))
+        self.0.as_ref().is_none_or(|declared| declared.names[kind as usize].contains(name))
     }
 }
 
@@ -96,7 +117,7 @@ fn check_name(document: &mut Document, path: &str, kind: Kind, name: &str, names
         document.refuse(path, format!("stream `{DEAD_LETTERS}` is written by the agent only"), hint);
         return;
     }
-    let Some(declared) = names.0.as_ref().map(|names| &names[kind as usize]) else { return };
+    let Some(declared) = names.0.as_ref().map(|declared| &declared.names[kind as usize]) else { return };
     if declared.contains(name) {
         return;
     }
@@ -112,6 +133,26 @@ fn check_name(document: &mut Document, path: &str, kind: Kind, name: &str, names
 
 fn check_broker(document: &mut Document, path: &str, name: Option<&BrokerName>, names: &Names) {
     check_name(document, path, Kind::Broker, name.map_or("local", BrokerName::as_str), names);
+}
+
+/// Reports a trigger of `kind` whose source is not there, or is of another kind.
+fn check_source(document: &mut Document, path: &str, kind: &str, source: &SourceName, names: &Names) {
+    check_name(document, path, Kind::Source, source.as_str(), names);
+    let found = names.0.as_ref().and_then(|declared| declared.sources.get(source.as_str()));
+    if let Some(found) = found.filter(|found| *found != kind) {
+        let hint = format!("write `{found} = {{ source = \"{source}\" }}`, or name another source");
+        document.refuse(path, format!("source `{source}` is a `{found}`, and no `{kind}`"), hint);
+    }
+}
+
+/// Reports a source that is not there, or has no folder.
+fn check_folder(document: &mut Document, path: &str, source: &SourceName, names: &Names) {
+    check_name(document, path, Kind::Source, source.as_str(), names);
+    let found = names.0.as_ref().and_then(|declared| declared.sources.get(source.as_str()));
+    if let Some(found) = found.filter(|found| *found != "file") {
+        let what = format!("source `{source}` is a `{found}`, which has no folder that could be read");
+        document.refuse(path, what, "name a source of the kind `file`");
+    }
 }
 
 /// Reports a file that the agent could not read.
@@ -173,30 +214,126 @@ pub(super) fn check(config: &Config, names: &Names, limits: &Limits, document: &
     for (name, broker) in &config.mqtt {
         check_mqtt(broker, &format!("mqtt.{name}"), document);
     }
+    for (name, source) in &config.source {
+        source.check(&format!("source.{name}.{}", source.kind()), document);
+    }
     if let Some(broker) = &config.embedded_broker {
         check_embedded(broker, document);
     }
     check_api(config, document);
     check_seeing(config, document);
+    check_cloud(config, document);
     check_file(document, "inference.library", config.inference.library.as_deref());
     if config.inference.threads == Some(0) {
         document.refuse("inference.threads", "an inference needs at least one thread", "write 1 or more, or remove it");
     }
-    for (name, stream) in &config.stream {
-        check_stream_config(stream, &format!("stream.{name}"), names, limits, document);
-    }
+    check_streams(&config.stream, config, names, limits, document);
     check_duplicates(document, "model", config.model.iter().map(|model| model.name.as_str()));
     for model in &config.model {
         let path = format!("model[{}]", model.name);
         check_file(document, &join(&path, "file"), Some(&model.file));
         check_file(document, &join(&path, "tests"), model.tests.as_deref());
-        if model.concurrency == Some(0) {
-            document.refuse(&join(&path, "concurrency"), "a model needs at least one run at a time", "write 1 or more");
-        }
+        check_model(model, &path, document);
     }
     check_duplicates(document, "function", config.function.iter().map(|function| function.name.as_str()));
     for function in &config.function {
         function::check_function(function, names, limits, document);
+    }
+}
+
+/// Reports all that is wrong with what a deployment brings to `config`, which has it already.
+pub(super) fn check_deployed(
+    deployed: &DeployedConfig,
+    config: &Config,
+    names: &Names,
+    limits: &Limits,
+    document: &mut Document,
+) {
+    let no_file = |document: &mut Document, path: &str| {
+        let hint = "write what needs a file of the gateway into its gateway.toml";
+        document.refuse_key(path, "a deployment may name no file of the gateway", hint);
+    };
+    check_streams(&deployed.stream, config, names, limits, document);
+    for (name, stream) in &deployed.stream {
+        if let Some(UplinkTo::Http(http)) = stream.uplink.as_ref().map(|uplink| &uplink.to)
+            && [&http.token_file, &http.ca, &http.cert, &http.key].into_iter().any(Option::is_some)
+        {
+            no_file(document, &format!("stream.{name}.uplink"));
+        }
+    }
+    for model in &deployed.model {
+        check_model(model, &format!("model[{}]", model.name), document);
+    }
+    for function in &deployed.function {
+        if !function.secrets.is_empty() {
+            no_file(document, &format!("function[{}].secrets", function.name));
+            continue;
+        }
+        for (i, trigger) in function.settings.trigger.iter().flatten().enumerate() {
+            if let TriggerKind::Http(http) = &trigger.kind
+                && http.token_file.is_some()
+            {
+                no_file(document, &format!("function[{}].trigger[{i}].http.token_file", function.name));
+            }
+        }
+        function::check_function(function, names, limits, document);
+    }
+}
+
+fn check_model(model: &ModelConfig, path: &str, document: &mut Document) {
+    if model.concurrency == Some(0) {
+        document.refuse(&join(path, "concurrency"), "a model needs at least one run at a time", "write 1 or more");
+    }
+}
+
+fn check_streams(
+    streams: &BTreeMap<StreamName, StreamConfig>,
+    config: &Config,
+    names: &Names,
+    limits: &Limits,
+    document: &mut Document,
+) {
+    let is_followed = config.cloud.as_ref().is_some_and(|cloud| cloud.url.is_some());
+    for (name, stream) in streams {
+        let path = format!("stream.{name}");
+        check_stream_config(stream, &path, names, limits, document);
+        if !is_followed && stream.uplink.as_ref().is_some_and(|uplink| uplink.to == UplinkTo::Cloud) {
+            let hint = "add `[cloud]` with its `url` to gateway.toml";
+            document.refuse(&join(&path, "uplink.cloud"), "there is no control plane to send to", hint);
+        }
+    }
+}
+
+fn check_cloud(config: &Config, document: &mut Document) {
+    let Some(cloud) = &config.cloud else { return };
+    if let Some(url) = &cloud.url {
+        match url.strip_prefix("https://") {
+            None => {
+                let what = format!("`{url}` is not `https://`: who this gateway is, is told over TLS only");
+                document.refuse("cloud.url", what, "write `https://HOST:PORT`");
+            }
+            Some(rest) => {
+                if let Err(what) = check_authority(rest.strip_suffix('/').unwrap_or(rest)) {
+                    document.refuse("cloud.url", format!("`{url}` {what}"), "write `https://HOST:PORT`");
+                }
+            }
+        }
+    } else if cloud.root.is_none() {
+        let hint = "add `url = \"https://…\"`, or `root = \"root.json\"` to take deployments from files only";
+        document.refuse_key("cloud", "it names neither a control plane nor whom to trust", hint);
+    }
+    // The token is taken away once the gateway has its identity.
+    for (key, file) in [("root", &cloud.root), ("ca", &cloud.ca), ("cert", &cloud.cert), ("key", &cloud.key)] {
+        check_file(document, &join("cloud", key), file.as_deref());
+    }
+    check_pair(document, "cloud", cloud.cert.is_some(), cloud.key.is_some());
+    if cloud.cert.is_some() && cloud.root.is_none() {
+        let hint = "add `root = \"root.json\"`, the first root document of `tidegate keygen`";
+        document.refuse_key("cloud.cert", "without a claim token nothing says whose deployments to trust", hint);
+    }
+    if cloud.report_every.0 < Duration::from_secs(1) {
+        let what = format!("{} is shorter than 1s", cloud.report_every);
+        document.refuse("cloud.report_every", what, "write for example `report_every = \"15m\"`");
     }
 }
 
@@ -385,6 +522,7 @@ fn check_uplink(uplink: &UplinkConfig, path: &str, names: &Names, document: &mut
             check_template(document, &join(path, "topic"), &mqtt.topic, PLACEHOLDERS);
         }
         UplinkTo::Http(http) => check_http_uplink(http, path, document),
+        UplinkTo::Cloud => {}
     }
 }
 

@@ -242,11 +242,15 @@ impl Lane {
         lock(&self.progress).last_error.clone()
     }
 
+    /// Whether publishes wait that the broker was not even given: one that does not join them overtakes them.
+    pub(super) fn has_unsent(&self) -> bool {
+        let newest = *self.journal.subscribe(&self.stream).borrow();
+        lock(&self.progress).sent < newest
+    }
+
     /// Whether nothing waits that could leave.
     pub(super) fn is_idle(&self) -> bool {
-        let newest = *self.journal.subscribe(&self.stream).borrow();
-        let progress = lock(&self.progress);
-        *self.broker.link().borrow() == Link::Down || (progress.sent >= newest && progress.open == 0)
+        *self.broker.link().borrow() == Link::Down || (!self.has_unsent() && lock(&self.progress).open == 0)
     }
 
     /// Sends nothing new from now on. What comes back is the end of it: when what is under way has been confirmed, or has not

@@ -40,21 +40,23 @@ pub(super) async fn load(inner: &Arc<Inner>, running: &Arc<Running>) {
         }
     };
     tracing::info!(function = %running.name, events = found.len(), "parked events are resumed");
-    let held = {
+    let runs: Vec<_> = {
         let mut state = running.parked.lock();
         for (place, entry) in found {
             state.index.insert(place, entry);
         }
         state.arrange();
-        let held = state.loading.take().unwrap_or_default();
+        // Before the lock is free: what comes next comes behind those that were held.
+        let (held, now) = (state.loading.take().unwrap_or_default(), inner.clock.instant());
+        let admitted = |item| running.parked.admit_to(&mut state, item, false, now);
+        let runs = held.into_iter().filter_map(admitted).collect();
         running.parked.engage(&state);
         running.measure(&state.index);
-        held
+        runs
     };
-    for item in held {
-        if let Some(item) = running.admit(item, false, inner.clock.instant()) {
-            running.run(item);
-        }
+    for (mut item, in_order) in runs {
+        item.turn = in_order.then(|| Turn::new(running, item.topic));
+        running.run(item);
     }
     running.parked.fetches.notify_one();
     running.parked.writes.notify_one();

@@ -153,12 +153,18 @@ impl Parked {
             return Some((item, false));
         }
         let mut state = self.lock();
+        if state.takes_part_in_order(&item)
+            && let Some(held) = &mut state.loading
+        {
+            held.push(item);
+            return None;
+        }
+        self.admit_to(&mut state, item, crowded, now)
+    }
+
+    fn admit_to(&self, state: &mut State, item: Item, crowded: bool, now: Instant) -> Option<(Item, bool)> {
         let may_park = state.refused_until.is_none_or(|until| now >= until);
         let admitted = if state.takes_part_in_order(&item) {
-            if let Some(held) = &mut state.loading {
-                held.push(item);
-                return None;
-            }
             state.lanes.admit(item, crowded, may_park)
         } else if item.delivery == Delivery::AtLeastOnce
             && may_park
@@ -177,7 +183,7 @@ impl Parked {
             Admitted::Parks(item) => {
                 let reason = if crowded || !state.takes_part_in_order(&item) { Reason::Room } else { Reason::Turn };
                 state.pend(item, reason, now, Arc::from(""));
-                self.engage(&state);
+                self.engage(state);
                 self.writes.notify_one();
                 None
             }

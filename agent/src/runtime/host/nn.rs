@@ -410,9 +410,9 @@ mod tests {
     async fn a_graph_that_a_function_keeps_follows_its_model() {
         let mut guest = guest(1000).await;
         let context = open(&mut guest);
-        let models = Arc::clone(guest.models());
+        let models = Arc::clone(&guest.services.models);
         models.load(&model("thrice")).await.unwrap();
-        guest.call = Call::default();
+        guest.call = Call { models: models.current(), ..Call::default() };
         let data = vec![0; 8];
         let input = guest.new(vec![2], tensor::TensorType::Fp32, data).unwrap();
         let outputs = guest.compute(context, vec![("few".to_owned(), input)]).await.unwrap().unwrap();

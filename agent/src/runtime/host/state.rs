@@ -10,7 +10,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use super::log::Log;
 use crate::capability::Capabilities;
 use crate::function::FunctionSpec;
-use crate::inference::Models;
+use crate::inference::Loaded;
 use crate::invocation::Effects;
 use crate::journal::Journal;
 use crate::limits::Limits;
@@ -42,6 +42,8 @@ pub(crate) struct Call {
     pub(crate) publish_qos: u8,
     /// Time spent in models.
     pub(crate) inference: Duration,
+    /// Those of the gateway when it began.
+    pub(crate) models: Arc<Loaded>,
 }
 
 /// The data of an instance's store.
@@ -69,7 +71,8 @@ impl HostState {
         table.set_max_capacity(HANDLES_MAX);
         let memory = MemoryGuard::new(spec.memory.0);
         let deadline = services.clock.instant();
-        Self { table, call: Call::default(), deadline, memory, log, spec, services, tensor_bytes: 0, wasi }
+        let call = Call { models: services.models.current(), ..Call::default() };
+        Self { table, call, deadline, memory, log, spec, services, tensor_bytes: 0, wasi }
     }
 
     /// Whether wasm code that runs has had its time.
@@ -77,14 +80,19 @@ impl HostState {
         self.services.clock.instant() >= self.deadline
     }
 
-    /// The models of this gateway.
-    pub(crate) fn models(&self) -> &Arc<Models> {
-        &self.services.models
+    /// The models that the invocation under way sees.
+    pub(crate) fn models(&self) -> &Arc<Loaded> {
+        &self.call.models
     }
 
     /// Where committed key-values are.
     pub(super) fn journal(&self) -> &Journal {
         &self.services.journal
+    }
+
+    /// Its function.
+    pub(crate) fn spec(&self) -> &FunctionSpec {
+        &self.spec
     }
 
     /// What the function was granted.

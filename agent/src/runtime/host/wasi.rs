@@ -1,6 +1,7 @@
-//! WASI 0.2 without sockets: clocks, random, standard output into the log, the environment that was configured, and the bundle's
-//! folder, read-only.
+//! WASI 0.2 without sockets: clocks, random, standard output into the log, the environment that was configured, and read-only the
+//! bundle's folder, the layers, and the folders of sources that were granted.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use wasmtime::component::Linker;
@@ -14,9 +15,12 @@ use super::log::{Channel, Log};
 use super::state::HostState;
 use crate::clock::Clock;
 use crate::function::FunctionSpec;
+use crate::trigger::file::mounted_at;
 
 /// Where a function finds its bundle, as in Lambda.
 const ROOT: &str = "/var/task";
+/// Where it finds its layers.
+const LAYERS: &str = "/opt";
 
 pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     // Streams, polls, clocks, random, standard input, output and error.
@@ -37,7 +41,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
 /// What one instance of `spec` sees. `files`: whether it asks for files at all, since opening the folder costs a system call.
 ///
 /// # Errors
-/// When the bundle's folder cannot be opened.
+/// When the bundle's folder or the layers cannot be opened.
 pub(crate) fn context(spec: &FunctionSpec, clock: &Clock, log: &Log, files: bool) -> wasmtime::Result<WasiCtx> {
     let mut builder = WasiCtx::builder();
     builder.stdout(log.stream(Channel::Out)).stderr(log.stream(Channel::Err)).wall_clock(WallClock(clock.clone()));
@@ -46,8 +50,21 @@ pub(crate) fn context(spec: &FunctionSpec, clock: &Clock, log: &Log, files: bool
     }
     if files {
         builder.preopened_dir(&spec.root, ROOT, FsPerms::ReadOnly)?.initial_cwd(ROOT);
+        if let Some(layers) = &spec.layers {
+            builder.preopened_dir(&layers.path, LAYERS, FsPerms::ReadOnly)?;
+        }
+        for (name, folder) in &spec.folders {
+            // One that is not there now is no reason not to run: see `folder_ids`.
+            let _ = builder.preopened_dir(folder, mounted_at(name.as_str()), FsPerms::ReadOnly);
+        }
     }
     Ok(builder.build())
+}
+
+/// Which folders those of `spec` are now: a mount stays with the one that was there when it was made, also when another one comes in its place.
+pub(crate) fn folder_ids(spec: &FunctionSpec) -> Vec<Option<(u64, u64)>> {
+    let id = |folder| std::fs::metadata(folder).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    spec.folders.values().map(id).collect()
 }
 
 /// The agent's clock, so that a test that holds it still holds it for functions too.

@@ -9,6 +9,7 @@ const WORLD: &str = "
         include tidegate:function/sdk@0.1.0;
         import wasi:clocks/monotonic-clock@0.2.12;
         import wasi:filesystem/preopens@0.2.12;
+        import wasi:filesystem/types@0.2.12;
         import wasi:sockets/instance-network@0.2.12;
     }";
 
@@ -77,6 +78,51 @@ pub(crate) fn component(body: &str, texts: &str) -> Vec<u8> {
             (func $handle (export "handle") (param $event i32) (result i32) (local $i i32) {body}))"#
     ))
 }
+
+/// The same, which may also read files: `$open_file` gives a descriptor, or -1, of a path below `mount`, which is told from other mounts by its
+/// length; `$read_file` puts bytes at 1208 (where) and 1212 (how many), and says whether that failed.
+pub(crate) fn component_with_files(mount: &str, body: &str, texts: &str) -> Vec<u8> {
+    const IMPORTS: &str = r#"
+        (import "wasi:filesystem/preopens@0.2.12" "get-directories" (func $directories (param i32)))
+        (import "wasi:filesystem/types@0.2.12" "[method]descriptor.open-at"
+          (func $open_at (param i32 i32 i32 i32 i32 i32 i32)))
+        (import "wasi:filesystem/types@0.2.12" "[method]descriptor.read" (func $read (param i32 i64 i64 i32)))"#;
+    const FILES: &str = r#"
+        (func $open_file (param $path i32) (param $bytes i32) (param $create i32) (param $flags i32) (result i32)
+          (local $at i32) (local $left i32)
+          (call $directories (i32.const 1204))
+          (local.set $at (i32.load (i32.const 1204)))
+          (local.set $left (i32.load (i32.const 1208)))
+          (loop $next
+            (if (i32.eqz (local.get $left)) (then (return (i32.const -1))))
+            (if (i32.ne (i32.load (i32.add (local.get $at) (i32.const 8))) (global.get $mount_bytes)) (then
+              (local.set $at (i32.add (local.get $at) (i32.const 12)))
+              (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+              (br $next))))
+          (call $open_at (i32.load (local.get $at)) (i32.const 1) (local.get $path) (local.get $bytes)
+            (local.get $create) (local.get $flags) (i32.const 1204))
+          (if (result i32) (i32.load8_u (i32.const 1204)) (then (i32.const -1)) (else (i32.load (i32.const 1208)))))
+        (func $read_file (param $file i32) (result i32)
+          (call $read (local.get $file) (i64.const 4096) (i64.const 0) (i32.const 1204))
+          (i32.load8_u (i32.const 1204)))"#;
+    let mount_bytes = mount.len();
+    module(&format!(
+        r#"(module $guest {IMPORTS} {PRELUDE} (global $mount_bytes i32 (i32.const {mount_bytes})) {FILES}
+            (data (i32.const 2048) "{texts}")
+            (func $handle (export "handle") (param $event i32) (result i32) (local $i i32) {body}))"#
+    ))
+}
+
+/// A handler for that: answers with the file that the payload names, and rejects what cannot be read; a payload that begins with `!` asks to write.
+pub(crate) const READS_FILES: &str = r#"
+    (local.set $i (if (result i32) (i32.eq (i32.load8_u (call $data (local.get $event))) (i32.const 33))
+      (then (call $open_file (i32.add (call $data (local.get $event)) (i32.const 1))
+        (i32.sub (call $data_bytes (local.get $event)) (i32.const 1)) (i32.const 1) (i32.const 2)))
+      (else (call $open_file (call $data (local.get $event)) (call $data_bytes (local.get $event))
+        (i32.const 0) (i32.const 1)))))
+    (if (i32.eq (local.get $i) (i32.const -1)) (then (return (call $fail (i32.const 1) (i32.const 2048) (i32.const 7)))))
+    (if (call $read_file (local.get $i)) (then (return (call $fail (i32.const 1) (i32.const 2048) (i32.const 7)))))
+    (call $answer (i32.load (i32.const 1208)) (i32.load (i32.const 1212)))"#;
 
 /// A component around a core module of WAT.
 pub(crate) fn module(wat: &str) -> Vec<u8> {

@@ -1,8 +1,10 @@
 //! The runtime as the dispatcher uses it, on guests written in WAT.
 
 pub(crate) mod guest;
+mod layers;
 mod limits;
 mod outcomes;
+mod precompiled;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,6 +75,8 @@ impl Site {
             component: file,
             digest: Arc::from(digest),
             root,
+            layers: None,
+            folders: BTreeMap::new(),
             timeout: Span::parse("5s").unwrap(),
             memory: ByteSize::mib(4),
             concurrency: 1,
@@ -86,6 +90,12 @@ impl Site {
         };
         change(&mut spec);
         Arc::new(spec)
+    }
+
+    /// The compiled code that is kept.
+    fn code(&self) -> Vec<Vec<u8>> {
+        let files = std::fs::read_dir(self.dir.path().join("code")).unwrap();
+        files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect()
     }
 
     async fn load(&self, component: &[u8]) -> Function {

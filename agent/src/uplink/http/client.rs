@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
+use sync_client::answer::{Verdict, judge};
 
-use super::answer::{Verdict, judge};
 use crate::clock::Clock;
 use crate::config::HttpUplink;
 use crate::hint::Told;

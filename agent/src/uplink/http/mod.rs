@@ -3,16 +3,15 @@
 //! A batch that had no answer is sent again with the same records and the same `Idempotency-Key`, until the server has said
 //! how far it took them. `docs/reference/uplink-http.md` is the other side's view.
 
-mod answer;
 mod client;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sync_client::{Cloud, Verdict};
 use tokio::time::{Instant, sleep_until};
 
-use self::answer::Verdict;
 use self::client::{Client, Parcel};
 use super::envelope::{self, Envelope};
 use super::feed::Feed;
@@ -39,8 +38,16 @@ pub(super) fn server_of(url: &str) -> &str {
 /// What one stream's task works with.
 pub(super) struct HttpSender {
     pub(super) stream: Arc<Stream>,
-    pub(super) http: HttpUplink,
+    pub(super) server: Server,
     pub(super) lane: Arc<Lane>,
+}
+
+/// Who takes the records.
+pub(super) enum Server {
+    /// Any server.
+    Http(HttpUplink),
+    /// The control plane, by the session that the agent has with it anyway.
+    Cloud(Cloud),
 }
 
 struct Run {
@@ -77,7 +84,10 @@ impl HttpSender {
         let (stream, lane) = (Arc::clone(&self.stream), Arc::clone(&self.lane));
         let mut run = Run {
             envelope: Envelope::new(&stream.gateway, &stream.name),
-            url: envelope::fill(&self.http.url, &stream.gateway, &stream.name),
+            url: match &self.server {
+                Server::Http(http) => envelope::fill(&http.url, &stream.gateway, &stream.name),
+                Server::Cloud(_) => Arc::default(),
+            },
             client: None,
             feed: Feed::new(Arc::clone(&stream)),
             throttle: Throttle::new(stream.config.uplink.as_ref().and_then(|uplink| uplink.max_rate)),
@@ -178,18 +188,22 @@ impl Run {
             Ok(None) => return,
             Err(why) => return self.later(None, &why),
         };
-        if self.client.is_none() {
-            let (http, url, clock) =
-                (self.sender.http.clone(), Arc::clone(&self.url), self.sender.stream.clock.clone());
-            // Reads files.
-            let made = tokio::task::spawn_blocking(move || Client::new(&http, &url, clock)).await;
-            match made.map_err(|error| error.to_string()).and_then(|made| made) {
-                Ok(client) => self.client = Some(client),
-                Err(why) => return self.later(None, &why),
+        let verdict = match &self.sender.server {
+            Server::Cloud(cloud) => cloud.records(&parcel.key, parcel.body.clone().into()).await,
+            Server::Http(http) => {
+                if self.client.is_none() {
+                    let (http, url, clock) = (http.clone(), Arc::clone(&self.url), self.sender.stream.clock.clone());
+                    // Reads files.
+                    let made = tokio::task::spawn_blocking(move || Client::new(&http, &url, clock)).await;
+                    match made.map_err(|error| error.to_string()).and_then(|made| made) {
+                        Ok(client) => self.client = Some(client),
+                        Err(why) => return self.later(None, &why),
+                    }
+                }
+                let Some(client) = &self.client else { return };
+                client.send(&parcel).await
             }
-        }
-        let Some(client) = &self.client else { return };
-        let verdict = client.send(&parcel).await;
+        };
         let now = self.sender.stream.clock.instant();
         self.throttle.took(now, count as u64, parcel.body.len() as u64);
         self.sender.stream.board.note(|status| status.sent += count as u64);
@@ -274,8 +288,12 @@ impl Run {
     }
 
     /// The first `count` records, as lines.
-    async fn parcel(&self, count: usize) -> Result<Option<Parcel>, String> {
+    async fn parcel(&mut self, count: usize) -> Result<Option<Parcel>, String> {
         let mut lines = Vec::new();
+        if let Server::Cloud(cloud) = &self.sender.server {
+            // The name that provisioning gave.
+            self.envelope = Envelope::new(&cloud.name(), &self.sender.stream.name);
+        }
         for (record, replayed) in self.pending.iter().take(count) {
             self.envelope.line(record, *replayed, &mut lines);
         }

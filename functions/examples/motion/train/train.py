@@ -1,7 +1,8 @@
-"""Trains the motion model on the TRAIN part of BasicMotions, and measures it on the TEST part.
+"""Trains the motion models on the TRAIN part of BasicMotions, and measures them on the TEST part.
 
-The model is a logistic regression on three features of each axis (mean, deviation, mean step), with the features inside
-the ONNX graph: a function sends 100 raw samples and gets one probability for each activity.
+A model is a logistic regression on features of each axis, with the features inside the ONNX graph: a function sends 100 raw samples
+and gets one probability for each activity. `motion` has three features (mean, deviation, mean step). `motion-first` has one, the mean of
+the gyroscope's axes, and errs in three windows of eight: what a first version may be, and `tidegate demo` replaces while events flow.
 """
 
 import json
@@ -33,46 +34,64 @@ def read(wheel, part):
     return windows.transpose(0, 2, 1), np.array([ACTIVITIES.index(case[AXES]) for case in cases])
 
 
-def features(windows):
+def features(windows, names):
     mean = windows.mean(axis=1)
     deviation = np.sqrt(((windows - mean[:, None]) ** 2).mean(axis=1))
     step = np.abs(np.diff(windows, axis=1)).mean(axis=1)
-    return np.concatenate([mean, deviation, step], axis=1)
+    known = {"mean": mean, "deviation": deviation, "step": step, "turn": mean[:, 3:]}
+    return np.concatenate([known[name] for name in names], axis=1)
 
 
-def train(windows, activities):
+def train(windows, activities, names):
     """Weights and bias for the features as they are: their scale is folded in."""
-    x = features(windows)
+    x = features(windows, names)
     centre, scale = x.mean(axis=0), x.std(axis=0)
     fit = LogisticRegression(max_iter=10_000).fit((x - centre) / scale, activities)
     weights = (fit.coef_ / scale).T
     return weights, fit.intercept_ - centre @ weights
 
 
-def graph(weights, bias):
+def graph(weights, bias, names):
     constants = {
         "weights": weights.astype(np.float32),
         "bias": bias.astype(np.float32),
+    }
+    steps = {
         "first": np.array([0], np.int64),
         "second": np.array([1], np.int64),
         "last": np.array([SAMPLES - 1], np.int64),
         "end": np.array([SAMPLES], np.int64),
         "time": np.array([1], np.int64),
     }
+    turns = {"gyroscope": np.array([3], np.int64), "axes": np.array([AXES], np.int64), "axis": np.array([1], np.int64)}
+    if "step" in names:
+        constants |= steps
+    if "turn" in names:
+        constants |= turns
     over_time = {"axes": [1]}
-    nodes = [
-        helper.make_node("ReduceMean", ["window"], ["mean_kept"], keepdims=1, **over_time),
-        helper.make_node("ReduceMean", ["window"], ["mean"], keepdims=0, **over_time),
+    mean = [helper.make_node("ReduceMean", ["window"], ["mean"], keepdims=0, **over_time)]
+    deviation = [
         helper.make_node("Sub", ["window", "mean_kept"], ["centred"]),
         helper.make_node("Mul", ["centred", "centred"], ["squared"]),
         helper.make_node("ReduceMean", ["squared"], ["variance"], keepdims=0, **over_time),
         helper.make_node("Sqrt", ["variance"], ["deviation"]),
+    ]
+    step = [
         helper.make_node("Slice", ["window", "second", "end", "time"], ["later"]),
         helper.make_node("Slice", ["window", "first", "last", "time"], ["earlier"]),
         helper.make_node("Sub", ["later", "earlier"], ["steps"]),
         helper.make_node("Abs", ["steps"], ["step_sizes"]),
         helper.make_node("ReduceMean", ["step_sizes"], ["step"], keepdims=0, **over_time),
-        helper.make_node("Concat", ["mean", "deviation", "step"], ["features"], axis=1),
+    ]
+    kept = [helper.make_node("ReduceMean", ["window"], ["mean_kept"], keepdims=1, **over_time)]
+    turn = [
+        helper.make_node("ReduceMean", ["window"], ["mean"], keepdims=0, **over_time),
+        helper.make_node("Slice", ["mean", "gyroscope", "axes", "axis"], ["turn"]),
+    ]
+    of = {"mean": mean, "deviation": deviation, "step": step, "turn": turn}
+    nodes = kept if "deviation" in names else []
+    nodes = nodes + [node for name in names for node in of[name]] + [
+        helper.make_node("Concat", names, ["features"], axis=1),
         helper.make_node("MatMul", ["features", "weights"], ["weighted"]),
         helper.make_node("Add", ["weighted", "bias"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
@@ -129,15 +148,14 @@ def main():
     wheel = sys.argv[1]
     windows, activities = read(wheel, "TRAIN")
     test_windows, test_activities = read(wheel, "TEST")
-    model = graph(*train(windows, activities))
-
-    predicted = predict(model, test_windows).argmax(axis=1)
-    right = int((predicted == test_activities).sum())
-    print(f"TEST: {right} of {len(test_activities)} windows right, accuracy {right / len(test_activities):.3f}")
-
-    onnx.save(model, EXAMPLE / "models/motion.onnx")
-    tests = json.dumps(model_tests(model, windows, activities))
-    (EXAMPLE / "models/motion.tests.json").write_text(tests.replace('{"name"', '\n{"name"') + "\n")
+    for file, names in [("motion", ["mean", "deviation", "step"]), ("motion-first", ["turn"])]:
+        model = graph(*train(windows, activities, names), names)
+        predicted = predict(model, test_windows).argmax(axis=1)
+        right = int((predicted == test_activities).sum())
+        print(f"{file}, TEST: {right} of {len(test_activities)} windows right, accuracy {right / len(test_activities):.3f}")
+        onnx.save(model, EXAMPLE / f"models/{file}.onnx")
+        tests = json.dumps(model_tests(model, windows, activities))
+        (EXAMPLE / f"models/{file}.tests.json").write_text(tests.replace('{"name"', '\n{"name"') + "\n")
     csv = recording(test_windows, test_activities)
     compressed = zstandard.ZstdCompressor(level=19).compress(csv.encode())
     (EXAMPLE / "data/basic-motions-test.csv.zst").write_bytes(compressed)

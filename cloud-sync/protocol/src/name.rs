@@ -92,8 +92,16 @@ names! {
     ModelName = "model";
     /// The name of an MQTT broker in gateway.toml: `local` in `[mqtt.local]`.
     BrokerName = "broker";
+    /// The name of what triggers hear of this machine: `radio` in `[source.radio]`.
+    SourceName = "source";
     /// This machine's name in the fleet.
     GatewayName = "gateway";
+    /// The name of a set of gateways.
+    GroupName = "group";
+    /// The name of something that is published: a function, a model, a layer, a runtime.
+    ArtifactName = "artifact";
+    /// A movable name of a version: `live`, `canary`.
+    AliasName = "alias";
 }
 
 /// What the agent keeps in streams of its own, beside the users'.

@@ -1,4 +1,4 @@
-//! What a server's answer to a batch means. No I/O.
+//! What a server's answer to a batch of records means, for any server of the HTTP uplink. No I/O.
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ struct Words {
     error: Option<String>,
 }
 
-/// What is to be done.
+/// What is to be done about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub enum Verdict {
     /// All of the batch was taken.
     Taken,
     /// Only up to this sequence; go on behind it.
@@ -28,13 +28,23 @@ pub(super) enum Verdict {
     /// The batch is too large.
     TooLarge(String),
     /// A record of it can never be taken; those up to the sequence were.
-    Refused { up_to: Option<u64>, why: String },
+    Refused {
+        /// The last one that was taken.
+        up_to: Option<u64>,
+        /// The server's words.
+        why: String,
+    },
     /// Try again, after so long when the server says so.
-    Later { after: Option<Duration>, why: String },
+    Later {
+        /// How long the server wants to be left alone.
+        after: Option<Duration>,
+        /// What went wrong.
+        why: String,
+    },
 }
 
 /// Judges an answer: its status, `Retry-After` and body, at `now_ms`.
-pub(super) fn judge(status: u16, retry_after: Option<&str>, body: &[u8], now_ms: u64) -> Verdict {
+pub fn judge(status: u16, retry_after: Option<&str>, body: &[u8], now_ms: u64) -> Verdict {
     let words: Words = serde_json::from_slice(body).unwrap_or_default();
     let said = words.error.unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned());
     let said: String = said.chars().take(WORDS_MAX).collect();
@@ -58,7 +68,7 @@ pub(super) fn judge(status: u16, retry_after: Option<&str>, body: &[u8], now_ms:
 }
 
 /// `Retry-After`: seconds, or a date.
-fn wait(text: &str, now_ms: u64) -> Option<Duration> {
+pub(crate) fn wait(text: &str, now_ms: u64) -> Option<Duration> {
     if let Ok(seconds) = text.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }

@@ -1,11 +1,11 @@
-//! What a function may do, granted by name in gateway.toml (or, later, by an operator's signature).
+//! What a function may do, granted by name in gateway.toml or by an operator's signature.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::{ModelName, NameError, StreamName};
+use crate::name::{ModelName, NameError, SourceName, StreamName};
 use crate::topic::{TopicError, TopicFilter};
 
 /// One thing that a function may do.
@@ -20,13 +20,17 @@ pub enum Capability {
     Model(ModelName),
     /// `keyvalue`: buckets of its own, kept on the gateway.
     KeyValue,
+    /// `source:inbox:read`: read the folder of the source.
+    SourceRead(SourceName),
 }
 
 /// Why a capability was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CapabilityError {
     /// Not one of the kinds.
-    #[error("unknown capability `{0}`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME` or `keyvalue`")]
+    #[error(
+        "unknown capability `{0}`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME`, `source:NAME:read` or `keyvalue`"
+    )]
     Unknown(String),
     /// The filter is malformed.
     #[error("capability `{0}` has a malformed topic filter")]
@@ -50,6 +54,10 @@ impl FromStr for Capability {
             },
             Some(("stream", name)) => StreamName::parse(name).map(Self::Stream).map_err(name_error),
             Some(("model", name)) => ModelName::parse(name).map(Self::Model).map_err(name_error),
+            Some(("source", rest)) => match rest.strip_suffix(":read") {
+                Some(name) => SourceName::parse(name).map(Self::SourceRead).map_err(name_error),
+                None => Err(CapabilityError::Unknown(text.to_owned())),
+            },
             None if text == "keyvalue" => Ok(Self::KeyValue),
             _ => Err(CapabilityError::Unknown(text.to_owned())),
         }
@@ -76,6 +84,17 @@ impl fmt::Display for Capability {
             Self::Stream(name) => write!(f, "stream:{name}"),
             Self::Model(name) => write!(f, "model:{name}"),
             Self::KeyValue => f.write_str("keyvalue"),
+            Self::SourceRead(name) => write!(f, "source:{name}:read"),
+        }
+    }
+}
+
+impl Capability {
+    /// Whether who has this may do all that `other` allows.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::MqttPublish(mine), Self::MqttPublish(other)) => mine.covers(other),
+            (mine, other) => mine == other,
         }
     }
 }
@@ -86,6 +105,11 @@ impl fmt::Display for Capability {
 pub struct Capabilities(pub Vec<Capability>);
 
 impl Capabilities {
+    /// Whether `other` is within one of these.
+    pub fn cover(&self, other: &Capability) -> bool {
+        self.0.iter().any(|mine| mine.covers(other))
+    }
+
     fn grants(&self, test: impl Fn(&Capability) -> bool, needed: String) -> Result<(), String> {
         if self.0.iter().any(test) { Ok(()) } else { Err(needed) }
     }
@@ -129,10 +153,19 @@ mod tests {
 
     #[test]
     fn a_capability_reads_back_as_it_was_written() {
-        for text in ["mqtt:publish:results/#", "stream:readings", "model:motion", "keyvalue"] {
+        for text in ["mqtt:publish:results/#", "stream:readings", "model:motion", "keyvalue", "source:inbox:read"] {
             assert_eq!(text.parse::<Capability>().unwrap().to_string(), text);
         }
-        for wrong in ["", "mqtt:subscribe:a", "mqtt:publish:a#", "stream:A B", "keyvalue:x", "root"] {
+        for wrong in [
+            "",
+            "mqtt:subscribe:a",
+            "mqtt:publish:a#",
+            "stream:A B",
+            "keyvalue:x",
+            "source:inbox",
+            "source::read",
+            "root",
+        ] {
             assert!(wrong.parse::<Capability>().is_err(), "{wrong}");
         }
     }

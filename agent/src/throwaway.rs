@@ -1,0 +1,195 @@
+//! A function in a runtime without the world around it: for `tidegate invoke --bundle`, the tests of a bundle, and those of a version
+//! that was deployed.
+//!
+//! What it sends is shown, never sent; what it remembers is forgotten.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+
+use crate::capability::Capability;
+use crate::clock::Clock;
+use crate::config::{BundleTest, Expectation, StreamConfig};
+use crate::event::{Event, new_id};
+use crate::function::FunctionSpec;
+use crate::inference::Models;
+use crate::invocation::{Context, Outcome};
+use crate::journal::{Journal, JournalConfig};
+use crate::limits::Limits;
+use crate::name::StreamName;
+use crate::runtime::{Function, Invoked, Runtime, RuntimeConfig, Services};
+
+/// A function that runs by itself, and the temporary folder that it needs.
+#[derive(Debug)]
+pub(crate) struct Throwaway {
+    function: Function,
+    clock: Clock,
+    // The runtime's threads end when it is dropped, before the folder goes.
+    runtime: Runtime,
+    _folder: tempfile::TempDir,
+}
+
+impl Throwaway {
+    /// Loads the function into a runtime of its own.
+    pub(crate) async fn alone(spec: FunctionSpec, models: Arc<Models>) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let services = services(&spec, models, Arc::default(), Clock::system(), folder.path())?;
+        let clock = services.clock.clone();
+        let runtime = Runtime::new(RuntimeConfig { instances_max: 1, ..RuntimeConfig::default() }, services)?;
+        Self::load(spec, runtime, clock, folder).await
+    }
+
+    /// Loads the function into the agent's own `runtime`, but with `models`, and with a journal below `folder` that goes with it.
+    pub(crate) async fn beside(
+        spec: FunctionSpec,
+        runtime: &Runtime,
+        models: Arc<Models>,
+        limits: Arc<Limits>,
+        clock: Clock,
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix(".test-").tempdir_in(folder);
+        let folder = folder.context("cannot make a temporary folder")?;
+        let runtime = runtime.with_services(services(&spec, models, limits, clock.clone(), folder.path())?);
+        Self::load(spec, runtime, clock, folder).await
+    }
+
+    async fn load(
+        spec: FunctionSpec,
+        runtime: Runtime,
+        clock: Clock,
+        folder: tempfile::TempDir,
+    ) -> anyhow::Result<Self> {
+        let name = spec.name.clone();
+        let loaded = runtime.load(Arc::new(spec)).await;
+        let function = loaded.with_context(|| format!("function `{name}` cannot be loaded"))?;
+        Ok(Self { function, clock, runtime, _folder: folder })
+    }
+
+    /// Folder of the bundle.
+    pub(crate) fn root(&self) -> &Path {
+        &self.function.spec.root
+    }
+
+    /// Runs the handler once, in a new instance.
+    pub(crate) async fn run(&self, event: Event) -> anyhow::Result<Result<Invoked, Outcome>> {
+        let (function, event) = (self.function.clone(), Arc::new(event));
+        let spec = &self.function.spec;
+        let timeout_ms = u64::try_from(spec.timeout.0.as_millis()).unwrap_or(u64::MAX);
+        let context = Context {
+            function: spec.name.clone(),
+            version: Arc::clone(&spec.version),
+            invocation: new_id(),
+            attempt: 1,
+            deadline_ms: self.clock.now_ms().saturating_add(timeout_ms),
+            memory_bytes: spec.memory.0,
+            trace_parent: event.trace_parent.clone(),
+            publish_qos: 1,
+        };
+        let run = async move {
+            match function.instantiate().await {
+                Ok(mut instance) => Ok(instance.invoke(&event, context).await),
+                Err(outcome) => Err(outcome),
+            }
+        };
+        self.runtime.spawn(run).await.context("the runtime's thread ended")
+    }
+
+    /// Runs one test of the manifest; the inner error says why it failed.
+    pub(crate) async fn test(&self, test: &BundleTest) -> anyhow::Result<Result<(), String>> {
+        let read = |file: &Path| std::fs::read(file).with_context(|| format!("cannot read `{}`", file.display()));
+        let event = recorded(read(&test.event)?, self.clock.now_ms());
+        let outcome = match self.run(event).await? {
+            Ok(invoked) => invoked.outcome,
+            Err(outcome) => outcome,
+        };
+        let expected = match &test.expect {
+            Expectation::Result(file) => {
+                let expected = read(file)?;
+                match &outcome {
+                    Outcome::Succeeded(value) if is_same(value, &expected) => return Ok(Ok(())),
+                    _ => format!("the result {}", String::from_utf8_lossy(&expected).trim_end()),
+                }
+            }
+            Expectation::Failure(label) if is_label(&outcome, label) => return Ok(Ok(())),
+            Expectation::Failure(label) => format!("the failure `{label}`"),
+        };
+        let found = match &outcome {
+            Outcome::Succeeded(value) => format!("it returned {}", String::from_utf8_lossy(value)),
+            outcome => format!("it {outcome}"),
+        };
+        Ok(Err(format!("expected {expected}\n{found}")))
+    }
+}
+
+/// A journal in `folder` with the streams that the function may append to, and no world.
+fn services(
+    spec: &FunctionSpec,
+    models: Arc<Models>,
+    limits: Arc<Limits>,
+    clock: Clock,
+    folder: &Path,
+) -> anyhow::Result<Services> {
+    let streams = spec.capabilities.0.iter().filter_map(stream_of);
+    let streams = streams.map(|name| (name.clone(), StreamConfig::default())).collect();
+    let config = JournalConfig { streams, limits: Arc::clone(&limits) };
+    let journal = Arc::new(Journal::open(folder, config, clock.clone())?);
+    Ok(Services { models, journal, clock, limits })
+}
+
+/// A recorded event with its attributes, or else a bare payload.
+fn recorded(content: Vec<u8>, now_ms: u64) -> Event {
+    match crate::api::cloudevents::parse(&content, now_ms) {
+        Ok(event) => event,
+        Err(_) => payload(content, now_ms),
+    }
+}
+
+/// A bare payload as an event, as the agent makes one of it.
+pub(crate) fn payload(content: Vec<u8>, now_ms: u64) -> Event {
+    Event {
+        id: new_id(),
+        source: "api".into(),
+        kind: "api.invocation".into(),
+        time_ms: now_ms,
+        data: Bytes::from(content),
+        ..Event::default()
+    }
+}
+
+/// JSON is the same when it means the same; anything else byte by byte, but for the line break that editors add.
+fn is_same(value: &[u8], expected: &[u8]) -> bool {
+    let json = |bytes| serde_json::from_slice::<serde_json::Value>(bytes).ok();
+    match (json(value), json(expected)) {
+        (Some(value), Some(expected)) => value == expected,
+        _ => value == expected || Some(value) == expected.strip_suffix(b"\n"),
+    }
+}
+
+/// Whether `outcome` is what a test calls `label`; `reject` is what the handler says, `rejected` what comes of it.
+fn is_label(outcome: &Outcome, label: &str) -> bool {
+    outcome.label() == if label == "reject" { "rejected" } else { label }
+}
+
+const fn stream_of(capability: &Capability) -> Option<&StreamName> {
+    match capability {
+        Capability::Stream(name) => Some(name),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_compared_by_what_they_mean() {
+        assert!(is_same(br#"{"a":1,"b":2}"#, b"{ \"b\": 2, \"a\": 1 }\n"));
+        assert!(is_same(b"text", b"text\n"));
+        assert!(is_same(b"", b""));
+        assert!(!is_same(b"1", b"2"));
+        assert!(!is_same(b"", b"null"));
+    }
+}

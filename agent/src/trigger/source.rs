@@ -1,0 +1,335 @@
+//! Sources: what of this machine functions may hear, `[source.NAME]` in gateway.toml. A trigger names one; whoever installs the gateway
+//! says what stands behind the name, so that a function that is deployed from afar reaches nothing else.
+//!
+//! One task per source, and only while a trigger names it. Each kind is a file beside this one, with its part of the config and a
+//! function that runs it; what all of them need is an [`Outlet`].
+//!
+//! # Promises
+//! - A source that several functions name runs once, and each of them gets each event that its trigger is for, once.
+//! - What a source has not yet got rid of is bounded: it waits, and so does what it reads from.
+//! - Troubles are counted, shown, and logged once a minute; the source comes back by itself.
+//! - A reload leaves those alone that are as they were.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{Delivery, Refused, Submit};
+use crate::clock::Clock;
+use crate::config::{SourceConfig, TriggerConfig, TriggerKind};
+use crate::event::{Event, new_id};
+use crate::limits::Limits;
+use crate::name::{FunctionName, SourceName};
+use crate::receipt::{NotKept, Receipt};
+
+/// How often the log tells of troubles.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+/// How soon a function that has no room is asked again.
+const NO_ROOM: Duration = Duration::from_millis(20);
+/// How long a source may take to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+/// What each event under way counts beside its payload.
+const EVENT_BYTES: usize = 1 << 10;
+
+/// Which function hears a source, and by which trigger.
+type Routes = Vec<(FunctionName, TriggerConfig)>;
+
+/// How a source stands. Counts are since it was started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Its name in gateway.toml.
+    pub name: SourceName,
+    /// `process`, `tail`, …
+    pub kind: String,
+    /// Events that were taken from it.
+    pub events: u64,
+    /// How often something went wrong.
+    pub troubles: u64,
+    /// What is wrong now.
+    pub trouble: Option<String>,
+}
+
+/// All that run.
+pub(crate) struct Sources {
+    submit: Arc<dyn Submit>,
+    state_dir: PathBuf,
+    bytes_max: usize,
+    line_bytes_max: usize,
+    files_max: usize,
+    clock: Clock,
+    running: Mutex<BTreeMap<SourceName, Running>>,
+}
+
+struct Running {
+    config: SourceConfig,
+    board: Arc<Board>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Board {
+    routes: RwLock<Routes>,
+    events: AtomicU64,
+    troubles: AtomicU64,
+    trouble: Mutex<Trouble>,
+}
+
+#[derive(Default)]
+struct Trouble {
+    now: Option<String>,
+    told_at: Option<Instant>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.running().keys()).finish()
+    }
+}
+
+impl Sources {
+    /// None yet. What they must know after a restart is kept in `state_dir`.
+    pub(crate) fn new(submit: Arc<dyn Submit>, state_dir: &Path, limits: &Limits, clock: Clock) -> Self {
+        let bytes_max = usize::try_from(limits.source_bytes_max.0).unwrap_or(usize::MAX);
+        let line_bytes_max = usize::try_from(limits.source_line_bytes_max.0).unwrap_or(usize::MAX);
+        let state_dir = state_dir.join("sources");
+        let files_max = limits.source_files_max;
+        Self { submit, state_dir, bytes_max, line_bytes_max, files_max, clock, running: Mutex::default() }
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, BTreeMap<SourceName, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has those of `configs` run that `triggers` name, and no others.
+    pub(crate) fn apply(&self, configs: &BTreeMap<SourceName, SourceConfig>, triggers: Routes) {
+        let mut routes: BTreeMap<SourceName, Routes> = BTreeMap::new();
+        for (function, trigger) in triggers {
+            if let Some((_, source)) = trigger.kind.source() {
+                routes.entry(source.clone()).or_default().push((function, trigger));
+            }
+        }
+        let mut running = self.running();
+        running.retain(|name, source| {
+            let stays = configs.get(name) == Some(&source.config) && routes.contains_key(name);
+            if !stays {
+                source.stop.cancel();
+            }
+            stays
+        });
+        for (name, routes) in routes {
+            let Some(config) = configs.get(&name) else { continue };
+            match running.get(&name) {
+                Some(source) => *source.board.routes.write().unwrap_or_else(PoisonError::into_inner) = routes,
+                None => drop(running.insert(name.clone(), self.start(&name, config.clone(), routes))),
+            }
+        }
+    }
+
+    fn start(&self, name: &SourceName, config: SourceConfig, routes: Routes) -> Running {
+        let board = Arc::new(Board { routes: RwLock::new(routes), ..Board::default() });
+        let stop = CancellationToken::new();
+        let outlet = Outlet {
+            source: format!("{}:{name}", config.kind()).into(),
+            board: Arc::clone(&board),
+            submit: Arc::clone(&self.submit),
+            room: Arc::new(Semaphore::new(self.bytes_max)),
+            bytes_max: self.bytes_max,
+            line_bytes_max: self.line_bytes_max,
+            files_max: self.files_max,
+            state: self.state_dir.join(name.as_str()),
+            clock: self.clock.clone(),
+            stop: stop.clone(),
+        };
+        let task = tokio::spawn(config.clone().run(outlet));
+        Running { config, board, stop, task }
+    }
+
+    /// Makes no more events, and lets go of ports, files and programs.
+    pub(crate) async fn stop(&self) {
+        let running = std::mem::take(&mut *self.running());
+        running.values().for_each(|source| source.stop.cancel());
+        let all = futures_util::future::join_all(running.into_values().map(|source| source.task));
+        // What is not done then ends with the process.
+        let _ = timeout(STOP_PATIENCE, all).await;
+    }
+
+    /// How they stand, by name.
+    pub(crate) fn status(&self) -> Vec<SourceStatus> {
+        let running = self.running();
+        let status = running.iter().map(|(name, source)| SourceStatus {
+            name: name.clone(),
+            kind: source.config.kind().to_owned(),
+            events: source.board.events.load(Ordering::Relaxed),
+            troubles: source.board.troubles.load(Ordering::Relaxed),
+            trouble: source.board.trouble.lock().unwrap_or_else(PoisonError::into_inner).now.clone(),
+        });
+        status.collect()
+    }
+}
+
+/// What a source has observed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Observed {
+    /// CloudEvents `type`.
+    pub(super) kind: &'static str,
+    /// CloudEvents `subject`.
+    pub(super) subject: Option<Arc<str>>,
+    pub(super) content_type: Option<Arc<str>>,
+    pub(super) attributes: Vec<(String, String)>,
+    pub(super) data: Bytes,
+}
+
+/// What was handed on, and is not known to be safe yet.
+#[derive(Debug, Default)]
+pub(super) struct Handed(Vec<oneshot::Receiver<Result<(), NotKept>>>);
+
+impl Handed {
+    /// Adds what was handed on with it.
+    pub(super) fn add(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// How it went, once every function has committed or parked it.
+    pub(super) async fn settled(&mut self) -> Result<(), NotKept> {
+        while let Some(waiting) = self.0.last_mut() {
+            let result = waiting.await;
+            self.0.pop();
+            result.unwrap_or_else(|_| Err(NotKept::from("it was abandoned")))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a source's events go, and where it says how it stands.
+pub(crate) struct Outlet {
+    source: Arc<str>,
+    board: Arc<Board>,
+    submit: Arc<dyn Submit>,
+    /// Bytes of what is under way.
+    room: Arc<Semaphore>,
+    bytes_max: usize,
+    /// Longest line of a source that has lines.
+    pub(super) line_bytes_max: usize,
+    /// Most files of a source that has files.
+    pub(super) files_max: usize,
+    /// The file of this source for what it must know after a restart.
+    pub(super) state: PathBuf,
+    pub(super) clock: Clock,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Outlet").field(&self.source).finish()
+    }
+}
+
+impl Outlet {
+    /// Comes when the source is to end.
+    pub(super) async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// The name of the source.
+    pub(super) fn name(&self) -> &str {
+        self.source.split_once(':').map_or(&self.source, |(_, name)| name)
+    }
+
+    /// Whether any trigger `is_for` something.
+    pub(super) fn is_heard(&self, is_for: impl Fn(&TriggerKind) -> bool) -> bool {
+        let routes = self.board.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes.iter().any(|(_, trigger)| is_for(&trigger.kind))
+    }
+
+    /// Hands `observed` to each function with a trigger that it is for, and waits until all have room for it.
+    pub(super) async fn hand_on(&self, observed: Observed, is_for: impl Fn(&TriggerKind) -> bool) -> Handed {
+        self.board.events.fetch_add(1, Ordering::Relaxed);
+        let bytes = (EVENT_BYTES + observed.data.len()).min(self.bytes_max);
+        let functions = {
+            let routes = self.board.routes.read().unwrap_or_else(PoisonError::into_inner);
+            let mut functions: Vec<_> = routes
+                .iter()
+                .filter(|(_, trigger)| is_for(&trigger.kind))
+                .map(|(function, _)| function.clone())
+                .collect();
+            functions.sort_unstable();
+            functions.dedup();
+            functions
+        };
+        let event = Arc::new(Event {
+            id: new_id(),
+            source: Arc::clone(&self.source),
+            kind: Cow::Borrowed(observed.kind),
+            subject: observed.subject,
+            time_ms: self.clock.now_ms(),
+            content_type: observed.content_type,
+            attributes: observed.attributes,
+            data: observed.data,
+            ..Event::default()
+        });
+        let mut handed = Vec::with_capacity(functions.len());
+        for function in functions {
+            let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+            // The semaphore is never closed.
+            let Ok(room) = Arc::clone(&self.room).acquire_many_owned(permits).await else { break };
+            let room = Arc::new(room);
+            loop {
+                let (settled, waiting) = oneshot::channel();
+                let held = Arc::clone(&room);
+                let receipt = Receipt::new(move |result| {
+                    // Whoever waited may have ended.
+                    let _ = settled.send(result);
+                    drop(held);
+                });
+                match self.submit.submit(&function, Arc::clone(&event), Delivery::AtLeastOnce, receipt) {
+                    Ok(()) => {
+                        handed.push(waiting);
+                        break;
+                    }
+                    Err(Refused::Full { .. }) => sleep(NO_ROOM).await,
+                    // It goes, and its triggers with it.
+                    Err(Refused::Unknown(_) | Refused::Stopping) => break,
+                }
+            }
+        }
+        Handed(handed)
+    }
+
+    /// All is well.
+    pub(super) fn well(&self) {
+        let mut trouble = self.board.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.now.take().is_some() && trouble.told_at.is_some() {
+            tracing::info!(source = %self.source, "the source is back");
+        }
+    }
+
+    /// Something is wrong, until [`Outlet::well`].
+    pub(super) fn trouble(&self, why: impl Into<String>) {
+        let why = why.into();
+        self.count(&why);
+        self.board.trouble.lock().unwrap_or_else(PoisonError::into_inner).now = Some(why);
+    }
+
+    /// Something went wrong, and is over.
+    pub(super) fn count(&self, why: &str) {
+        self.board.troubles.fetch_add(1, Ordering::Relaxed);
+        let now = self.clock.instant();
+        let mut trouble = self.board.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.told_at.is_none_or(|told_at| now - told_at >= TELL_EVERY) {
+            trouble.told_at = Some(now);
+            let times = self.board.troubles.load(Ordering::Relaxed);
+            tracing::warn!(source = %self.source, times, "{why}");
+        }
+    }
+}
