@@ -316,10 +316,9 @@ impl Desk {
         };
         let refusal = {
             let mut book = self.book.lock().unwrap();
-            let (at, headers) = (std::time::Instant::now(), head.headers.clone());
-            let refusal = book.refusals.pop_front();
-            let refused = refusal.is_some();
-            book.seen.push(Seen { at, path: path.clone(), headers, gateway: gateway.clone(), refused });
+            let (at, headers, refusal) = (std::time::Instant::now(), head.headers.clone(), book.refusals.pop_front());
+            let (path, gateway, refused) = (path.clone(), gateway.clone(), refusal.is_some());
+            book.seen.push(Seen { at, path, headers, gateway, refused });
             refusal
         };
         if let Some((status, retry_after)) = refusal {
