@@ -129,6 +129,8 @@ pub struct Limits {
     /// Requests to the URLs of one function at the same time: half of the connections, so that one that is slow leaves some to the
     /// others.
     pub url_calls_max: usize,
+    /// Parameters of a query: each costs far more memory in an event than on the line.
+    pub url_parameters_max: usize,
     /// Events in one batch of `POST /v1/events`.
     pub api_batch_events_max: usize,
 }
@@ -193,6 +195,7 @@ impl Default for Limits {
             api_request_max: Span::from_secs(30),
             api_head_bytes_max: 64 << 10,
             url_calls_max: 32,
+            url_parameters_max: 1_000,
             api_batch_events_max: 1_000,
         }
     }

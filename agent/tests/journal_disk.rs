@@ -102,20 +102,22 @@ async fn the_disk_holds_at_most_three_times_the_budgets_and_16_mib() {
 }
 
 #[tokio::test]
-async fn a_large_backlog_is_open_within_a_second() {
+async fn a_large_backlog_is_open_at_once() {
     let dir = TempDir::new().unwrap();
     let streams = [("readings", 0, 1024)];
     let journal = open(dir.path(), &streams, 2 << 30);
+    let started = Instant::now();
     for _ in 0..100 {
         journal.commit(records("readings", 1000, 900)).await.unwrap();
     }
     journal.close().await.unwrap();
     drop(journal);
+    let writing = started.elapsed();
     let started = Instant::now();
     let journal = open(dir.path(), &streams, 2 << 30);
     journal.commit(records("readings", 1, 10)).await.unwrap();
     let took = started.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?} for 90 MB");
+    assert!(took < writing / 4, "{took:?} for 90 MB that were written in {writing:?}");
     assert_eq!(status(&journal, "readings").records, 100_001);
 }
 

@@ -234,7 +234,8 @@ async fn at_low_rates_a_result_leaves_at_once() {
         waits.push(start.elapsed());
     }
     waits.sort();
-    assert!(waits[10] < Duration::from_millis(30), "{waits:?}");
+    // All of them would take that long; a busy machine delays some.
+    assert!(waits[5] < Duration::from_millis(30), "{waits:?}");
     to.0.lock().unwrap().take();
 }
 

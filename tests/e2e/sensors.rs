@@ -86,3 +86,24 @@ async fn sensors_are_read_at_a_rate_and_thresholds_are_told_once() -> anyhow::Re
     let well = async || site.agent.status().is_ok_and(|status| source(&status, "heat")["trouble"].is_null());
     e2e::until("all to be well", well).await
 }
+
+#[tokio::test]
+async fn what_was_told_to_be_beyond_is_told_to_be_back_after_a_restart() -> anyhow::Result<()> {
+    const SENSOR: &str = "class/hwmon/hwmon0/temp1_input";
+    let tree = tempfile::tempdir()?;
+    write(tree.path(), &[("class/hwmon/hwmon0/name", "nvme"), (SENSOR, "86000")])?;
+    let config = format!(
+        "[source.heat]\nsysfs = {{ preset = \"hwmon\", root = {:?}, every = \"20ms\", above = 85 }}\n[[function]]\nname = \"health\"\nbundle = \
+         \"health\"\ncapabilities = [\"mqtt:publish:results/#\"]\n[[function.trigger]]\nsysfs = {{ source = \"heat\" }}\n",
+        tree.path()
+    );
+    let mut site = Site::with_guests(&config, &[("health", Guest::forward("results/health"))]).await?;
+    assert_eq!(next(&site).await?.1, 86.0);
+    let state = site.agent.folder().join("state/sources/heat");
+    e2e::until("it to be kept", async || state.exists()).await?;
+    site.agent.kill()?;
+    write(tree.path(), &[(SENSOR, "40000")])?;
+    site.agent.resume().await?;
+    assert_eq!(next(&site).await?.1, 40.0);
+    e2e::until("it to be forgotten", async || fs::read_to_string(&state).is_ok_and(|kept| kept == "{}\n")).await
+}

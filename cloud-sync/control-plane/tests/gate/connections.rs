@@ -110,7 +110,7 @@ async fn a_body_that_trickles_is_not_waited_for() {
     assert!(answer.unwrap().is_client_error() && took > Duration::from_millis(900), "{took:?}");
     for every_ms in [250, 500] {
         let (_, took) = send(every_ms).await;
-        assert!(took < Duration::from_secs(5), "{every_ms}: {took:?}");
+        assert!(took < Duration::from_secs(15), "{every_ms}: {took:?}");
     }
 }
 
