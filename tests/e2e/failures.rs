@@ -36,7 +36,7 @@ async fn letter(console: &Device) -> anyhow::Result<Value> {
 
 #[tokio::test]
 async fn each_way_to_fail_has_a_dead_letter_that_says_which() -> anyhow::Result<()> {
-    let (site, _cloud, console) = with_dead_letters("timeout = \"100ms\"\nretry = { attempts = 1 }").await?;
+    let (site, _cloud, console) = with_dead_letters("timeout = \"1s\"\nretry = { attempts = 1 }").await?;
     for (payload, outcome) in [("x", "trapped"), ("s", "timed-out"), ("r", "rejected")] {
         site.device.publish("sensors/1", payload, 1).await?;
         let letter = letter(&console).await?;
