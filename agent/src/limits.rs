@@ -122,7 +122,7 @@ pub struct Limits {
     pub trace_invocations_max: usize,
     /// Connections to the API at the same time, per listener; more wait to be accepted.
     pub api_connections_max: usize,
-    /// How long a caller may take to send a request.
+    /// How long a caller may take to send a request, and to take some of the answer.
     pub api_request_max: Span,
     /// Line, headers and what is buffered of a body of one request.
     pub api_head_bytes_max: usize,

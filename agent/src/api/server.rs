@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -99,7 +100,7 @@ impl Server {
     /// Accepts from `listener` until the API stops.
     pub(super) fn serve(&self, listener: impl Accept, router: Router) {
         let room = Arc::new(Semaphore::new(self.connections_max));
-        let (stop, tasks) = (self.stop.clone(), self.tasks.clone());
+        let (stop, tasks, patience) = (self.stop.clone(), self.tasks.clone(), self.request_max);
         let mut http = http1::Builder::new();
         // Also ends connections that are kept open and not used.
         http.timer(TokioTimer::new()).header_read_timeout(self.request_max).max_buf_size(self.head_bytes_max);
@@ -115,6 +116,10 @@ impl Server {
                 };
                 match accepted {
                     Ok(((stream, peer), permit)) => {
+                        // Who does not read holds a place as well as who does not write.
+                        let mut stream = TimeoutStream::new(stream);
+                        stream.set_write_timeout(Some(patience));
+                        let stream = Box::pin(stream);
                         let connection = connection(stream, peer, http.clone(), router.clone(), stop.clone());
                         tasks.spawn(async move {
                             connection.await;

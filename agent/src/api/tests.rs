@@ -463,6 +463,18 @@ async fn callers_beyond_the_bound_wait_for_their_turn() {
 }
 
 #[tokio::test]
+async fn who_does_not_read_is_not_waited_for() {
+    let patience = Span(Duration::from_millis(300));
+    let site = site_with(Limits { api_connections_max: 1, api_request_max: patience, ..limits() }).await;
+    let mut deaf = tokio::net::TcpStream::connect(site.api.address().unwrap()).await.unwrap();
+    // More answers than the system keeps for it.
+    let request = "GET /v1/status HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(50_000);
+    let _ = tokio::time::timeout(Duration::from_secs(30), deaf.write_all(request.as_bytes())).await;
+    let answer = site.raw("GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n", Duration::from_secs(30)).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
 async fn dead_letters_come_in_pages_and_whole() {
     let site = site().await;
     let mut client = site.client().await;
