@@ -42,6 +42,7 @@ pub struct Clock(Source);
 struct Held {
     unix_ms: AtomicU64,
     passed_ms: AtomicU64,
+    looked_at_ns: AtomicU64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -61,7 +62,23 @@ impl Clock {
 
     /// A clock that stands at `unix_ms` until it is moved.
     pub fn held_at(unix_ms: u64) -> Self {
-        Self(Source::Held(Arc::new(Held { unix_ms: AtomicU64::new(unix_ms), passed_ms: AtomicU64::new(0) })))
+        let (passed_ms, looked_at_ns) = Default::default();
+        Self(Source::Held(Arc::new(Held { unix_ms: AtomicU64::new(unix_ms), passed_ms, looked_at_ns })))
+    }
+
+    /// Whether it stands still until it is moved.
+    pub const fn is_held(&self) -> bool {
+        matches!(self.0, Source::Held(_))
+    }
+
+    /// Nanoseconds that only ever advance, for a function: a held clock's follow its wall time, and each look takes a microsecond,
+    /// so that who looks until time has passed comes to an end, and after the same number of looks each time. 0 of others.
+    pub fn looked_at_ns(&self) -> u64 {
+        let Source::Held(held) = &self.0 else { return 0 };
+        let wall = held.unix_ms.load(Ordering::SeqCst).saturating_mul(1_000_000);
+        let later = |last: u64| last.saturating_add(1_000).max(wall);
+        let update = |last| Some(later(last));
+        later(held.looked_at_ns.fetch_update(Ordering::SeqCst, Ordering::SeqCst, update).unwrap_or_else(|last| last))
     }
 
     /// The clock of a simulation.
@@ -180,5 +197,20 @@ struct Ends(Arc<dyn Simulated>);
 impl Drop for Ends {
     fn drop(&mut self) {
         self.0.thread_ends();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_at_a_held_clock_takes_a_microsecond() {
+        let clock = Clock::held_at(5);
+        assert_eq!([clock.looked_at_ns(), clock.looked_at_ns()], [5_000_000, 5_001_000]);
+        clock.set(7);
+        assert_eq!(clock.looked_at_ns(), 7_000_000);
+        clock.set(1);
+        assert_eq!(clock.looked_at_ns(), 7_001_000, "it never goes back");
     }
 }

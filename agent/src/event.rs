@@ -1,11 +1,16 @@
 //! One occurrence that a trigger observed, with the attributes of CloudEvents 1.0.2.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde_json::Value;
 
 use crate::clock::Clock;
+use crate::config::function::KeyPart;
+
+/// Source of the events that people send by hand, on the console.
+pub const BY_HAND: &str = "console";
 
 /// What a handler is called with. Shared by all the functions that it matches, so it is immutable once made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,6 +102,54 @@ impl Event {
             trace_parent: trace_parent.map(Into::into),
             hops,
         })
+    }
+}
+
+/// An event that is looked into: its payload is parsed once, and only when somebody asks.
+#[derive(Debug)]
+pub struct Opened<'a> {
+    event: &'a Event,
+    json: OnceLock<serde_json::Result<Value>>,
+}
+
+impl<'a> Opened<'a> {
+    /// Nothing is parsed yet.
+    pub const fn new(event: &'a Event) -> Self {
+        Self { event, json: OnceLock::new() }
+    }
+
+    /// The event itself.
+    pub const fn event(&self) -> &'a Event {
+        self.event
+    }
+
+    /// The payload.
+    ///
+    /// # Errors
+    /// When it is no JSON.
+    pub fn json(&self) -> Result<&Value, &serde_json::Error> {
+        self.json.get_or_init(|| serde_json::from_slice(&self.event.data)).as_ref()
+    }
+
+    /// What tells it from others; `None` when it lacks that.
+    ///
+    /// # Errors
+    /// When that is in the payload, and this is no JSON.
+    pub fn part(&self, part: &KeyPart) -> Result<Option<Cow<'a, [u8]>>, &serde_json::Error> {
+        let event = self.event;
+        let text = match part {
+            KeyPart::Topic => event.subject.as_deref(),
+            KeyPart::Id => Some(&*event.id),
+            KeyPart::Source => Some(&*event.source),
+            KeyPart::Attribute(name) => {
+                event.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+            }
+            KeyPart::Pointer(pointer) => {
+                let value = self.json()?.pointer(pointer);
+                return Ok(value.map(|value| Cow::Owned(value.to_string().into_bytes())));
+            }
+        };
+        Ok(text.map(|text| Cow::Borrowed(text.as_bytes())))
     }
 }
 

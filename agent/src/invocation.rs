@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-use crate::name::{BrokerName, FunctionName, StreamName};
+use crate::name::{BrokerName, FunctionName, SourceName, StreamName};
 
 /// The run that a call of the handler is part of; becomes the WIT `context`.
 #[derive(Clone, Debug)]
@@ -144,9 +145,44 @@ pub struct KeyValueWrite {
     pub value: Option<Bytes>,
 }
 
+/// A point in the field that is to be set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FieldWrite {
+    /// Whose.
+    pub source: SourceName,
+    /// What the source calls it.
+    pub point: String,
+    /// In the unit that events have.
+    pub value: FieldValue,
+}
+
+/// What to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FieldValue {
+    /// On or off.
+    Boolean(bool),
+    /// A whole number.
+    Integer(i64),
+    /// Any other.
+    Number(f64),
+}
+
+impl fmt::Display for FieldValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boolean(value) => write!(f, "{value}"),
+            Self::Integer(value) => write!(f, "{value}"),
+            Self::Number(value) => write!(f, "{value}"),
+        }
+    }
+}
+
 /// What a handler sent while it ran. Held back until it succeeds, then committed together; dropped when it fails.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Effects {
+    /// What it sets in the field, in the order of the calls. Done before the others are committed.
+    pub field_writes: Vec<FieldWrite>,
     /// In the order of the calls.
     pub publishes: Vec<Publish>,
     /// Records to append, in the order of the calls.

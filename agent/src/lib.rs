@@ -25,7 +25,10 @@ pub mod metrics;
 pub mod net;
 #[doc(hidden)]
 pub mod parsers;
+mod readable;
 pub mod receipt;
+pub mod recording;
+mod replay;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;

@@ -41,10 +41,18 @@ pub struct Limits {
     pub seen_keys_max: usize,
     /// Longest `idempotency.window`.
     pub seen_window_max: Span,
+    /// Topics, or whatever `per` says, of which the filter of one trigger knows what passed last: about 5 MB. Beyond, it forgets
+    /// the one that was silent for longest, whose next event passes.
+    pub filter_keys_max: usize,
+    /// Events that the filter of one trigger has left out and that are acknowledged with the one that passed before: as many as ten
+    /// brokers may have under way. Those beyond are acknowledged at once.
+    pub filter_waiting_max: usize,
     /// Payloads of one source that functions have not got rid of. Then it waits.
     pub source_bytes_max: ByteSize,
     /// Longest line of a program or a file.
     pub source_line_bytes_max: ByteSize,
+    /// What functions want set by one source and is not yet. Then they wait.
+    pub source_writes_max: usize,
     /// Files that are known of one folder: about 10 MB of memory, as much on disk. Those beyond are not handled until others go.
     pub source_files_max: usize,
     /// Largest event: a quarter of MQTT's packet maximum would still fill a small board.
@@ -53,7 +61,7 @@ pub struct Limits {
     pub output_bytes_max: ByteSize,
     /// Most that one invocation may publish, append and write, payloads added up.
     pub effects_bytes_max: ByteSize,
-    /// Most calls of `publish`, `append` and key-value writes of one invocation.
+    /// Most calls of `publish`, `append`, `control.write` and key-value writes of one invocation.
     pub effects_max: usize,
     /// Most log output of one invocation; what comes beyond is cut and said.
     pub log_bytes_max: ByteSize,
@@ -120,6 +128,12 @@ pub struct Limits {
     pub log_repeats_max: u32,
     /// Invocations whose spans wait for the trace collector: about 2 MB; what comes beyond is dropped and counted.
     pub trace_invocations_max: usize,
+    /// Runs of one function that are kept for those who look, of those that succeeded and of those that failed.
+    pub recent_runs_max: usize,
+    /// How much time is between two of those that succeeded.
+    pub recent_runs_every: Span,
+    /// Longest text of such a run: a topic, or why it failed. With all of them at their bounds a function has some 300 KB.
+    pub recent_text_bytes_max: usize,
     /// Connections to the API at the same time, per listener; more wait to be accepted.
     pub api_connections_max: usize,
     /// How long a caller may take to send a request, and to take some of the answer.
@@ -133,6 +147,14 @@ pub struct Limits {
     pub url_parameters_max: usize,
     /// Events in one batch of `POST /v1/events`.
     pub api_batch_events_max: usize,
+    /// Who may record at the same time: each of them costs every event that it wants.
+    pub recordings_max: usize,
+    /// Events that wait for one who records; those beyond are left out and counted.
+    pub recording_events_max: usize,
+    /// The same in bytes, with what came of the events.
+    pub recording_bytes_max: ByteSize,
+    /// Longest line of a recording: an event, what came of it and what it had read, in base64, a few times over.
+    pub recording_line_bytes_max: ByteSize,
 }
 
 impl Default for Limits {
@@ -153,8 +175,11 @@ impl Default for Limits {
             parked_bytes_max: ByteSize::mib(64),
             seen_keys_max: 100_000,
             seen_window_max: Span::from_secs(30 * 86_400),
+            filter_keys_max: 10_000,
+            filter_waiting_max: 10_000,
             source_bytes_max: ByteSize::mib(1),
             source_line_bytes_max: ByteSize(64 << 10),
+            source_writes_max: 64,
             source_files_max: 100_000,
             event_bytes_max: ByteSize::mib(1),
             output_bytes_max: ByteSize::mib(1),
@@ -191,12 +216,19 @@ impl Default for Limits {
             log_line_bytes_max: ByteSize(16 << 10),
             log_repeats_max: 10,
             trace_invocations_max: 1_024,
+            recent_runs_max: 32,
+            recent_runs_every: Span(Duration::from_millis(250)),
+            recent_text_bytes_max: 1 << 10,
             api_connections_max: 64,
             api_request_max: Span::from_secs(30),
             api_head_bytes_max: 64 << 10,
             url_calls_max: 32,
             url_parameters_max: 1_000,
             api_batch_events_max: 1_000,
+            recordings_max: 4,
+            recording_events_max: 1_000,
+            recording_bytes_max: ByteSize::mib(4),
+            recording_line_bytes_max: ByteSize::mib(16),
         }
     }
 }

@@ -22,6 +22,7 @@ pub use self::scrape::Scrape;
 use crate::clock::Clock;
 use crate::invocation::{Outcome, Timings};
 use crate::name::FunctionName;
+use crate::telemetry::RecentRuns;
 
 /// Media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -68,6 +69,11 @@ impl Metrics {
     pub fn function(&self, name: &FunctionName) -> Arc<FunctionMetrics> {
         let mut functions = self.inner.functions.0.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(functions.entry(name.clone()).or_default())
+    }
+
+    /// The numbers of one function, if it has any.
+    pub fn known(&self, name: &FunctionName) -> Option<Arc<FunctionMetrics>> {
+        self.inner.functions.0.read().unwrap_or_else(PoisonError::into_inner).get(name).map(Arc::clone)
     }
 
     /// Leaves a function out from now on. Its handles keep working, unseen.
@@ -130,6 +136,21 @@ impl Dropped {
     }
 }
 
+/// Why a filter left an event out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtered {
+    /// It says what the last one said.
+    Unchanged,
+    /// Its number is not far enough from the last one.
+    Deadband,
+    /// It came too soon.
+    Rate,
+}
+
+impl Filtered {
+    const LABELS: [&str; 3] = ["unchanged", "deadband", "rate"];
+}
+
 /// The outcomes' labels, in the order of [`outcome_index`].
 const OUTCOMES: [&str; 9] =
     ["succeeded", "retry", "rejected", "denied", "timed-out", "trapped", "out-of-memory", "bad-output", "unavailable"];
@@ -168,6 +189,10 @@ pub struct FunctionMetrics {
     pub spilled: Counter,
     /// Events that were not run, because their idempotency key was dealt with.
     pub duplicates: Counter,
+    /// Events that passed a filter which did not find in them what it compares.
+    pub unfiltered: Counter,
+    /// Topics that a filter forgot, because there were too many.
+    pub filter_forgotten: Counter,
     /// Instances that were made because no warm one was free.
     pub cold_starts: Counter,
     /// Instances that exist, busy or warm.
@@ -178,7 +203,10 @@ pub struct FunctionMetrics {
     pub handler: Histogram,
     /// From the handler's end until its effects were safe.
     pub commit: Histogram,
+    /// The last runs.
+    pub recent: RecentRuns,
     dropped: [Counter; Dropped::LABELS.len()],
+    filtered: [Counter; Filtered::LABELS.len()],
     url_responses: [Counter; URL_RESPONSES.len()],
     invocations: [Counter; OUTCOMES.len()],
 }
@@ -187,6 +215,11 @@ impl FunctionMetrics {
     /// Counts an event that was not taken.
     pub fn dropped(&self, why: Dropped) {
         self.dropped[why as usize].inc();
+    }
+
+    /// Counts an event that a filter left out.
+    pub fn filtered(&self, why: Filtered) {
+        self.filtered[why as usize].inc();
     }
 
     /// Counts an invocation, its cold start if it had one, and its time in the handler.
@@ -208,6 +241,11 @@ impl FunctionMetrics {
     /// How many invocations ended with each [label](Outcome::label).
     pub fn outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         OUTCOMES.iter().zip(&self.invocations).map(|(label, counter)| (*label, counter.get()))
+    }
+
+    /// Events that filters left out, for whichever reason.
+    pub fn events_filtered(&self) -> u64 {
+        self.filtered.iter().map(Counter::get).sum()
     }
 
     /// Events that were not taken, for whichever reason.
@@ -234,6 +272,21 @@ impl Functions {
             "tidegate_function_events_dropped",
             "Events not taken into the function's queue, or not run",
             functions.iter().flat_map(|(name, f)| by_label("reason", name, &Dropped::LABELS, &f.dropped)),
+        )?;
+        scrape.counters(
+            "tidegate_function_events_filtered",
+            "Events that the filters of the function's triggers left out",
+            functions.iter().flat_map(|(name, f)| by_label("reason", name, &Filtered::LABELS, &f.filtered)),
+        )?;
+        scrape.counters(
+            "tidegate_function_events_unfiltered",
+            "Events that lacked what a filter compares",
+            counter(|f| &f.unfiltered),
+        )?;
+        scrape.counters(
+            "tidegate_function_filter_forgotten",
+            "Topics that a filter forgot, because there were too many",
+            counter(|f| &f.filter_forgotten),
         )?;
         scrape.counters(
             "tidegate_function_invocations",

@@ -22,9 +22,13 @@ use crate::inference;
 use crate::journal::{self, Journal, JournalConfig, JournalError};
 use crate::limits::Limits;
 use crate::name::{FunctionName, StreamName};
+use crate::recording::Recorded;
+use crate::recording::line::{self, Line};
+use crate::recording::tap::Heard;
 use crate::store::Bundle;
 use crate::telemetry::TraceParent;
 use crate::topic::{TopicFilter, check_topic};
+use crate::trigger::filter::AtMost;
 use crate::trigger::http::{self, EventShape, PathTemplate};
 use crate::trigger::schedule::Schedule;
 use crate::units::{ByteSize, Span};
@@ -55,6 +59,7 @@ pub const PARSERS: &[Parser] = &[
     Parser { name: "bundle-tar", run: bundle_tar },
     Parser { name: "cloudevent", run: cloudevent },
     Parser { name: "cloudevent-request", run: cloudevent_request },
+    Parser { name: "recording", run: recording },
     Parser { name: "url-path", run: url_path },
     Parser { name: "url-answer", run: url_answer },
     Parser { name: "onnx", run: inference::check_model },
@@ -232,6 +237,17 @@ fn cloudevent(bytes: &[u8]) {
     }
 }
 
+/// A line that reads is read the same again when it is written.
+fn recording(bytes: &[u8]) {
+    let Ok(read) = line::parse(bytes) else { return };
+    let heard = match &read {
+        Line::Event(recorded) => Heard::Run(Arc::new(Recorded::clone(recorded))),
+        Line::Missed(missed) => Heard::Missed(*missed),
+    };
+    let written = line::write(&heard).unwrap_or_default();
+    assert_eq!(line::parse(written.as_bytes()), Ok(read), "{written}");
+}
+
 /// Lines are headers; what follows an empty one is the body: an event or a batch of them.
 fn cloudevent_request(bytes: &[u8]) {
     const EVENTS_MAX: usize = 100;
@@ -277,6 +293,9 @@ fn words(bytes: &[u8]) {
     }
     if let Ok(size) = ByteSize::parse(&text) {
         assert_eq!(ByteSize::parse(&size.to_string()), Ok(size));
+    }
+    if let Ok(at_most) = text.parse::<AtMost>() {
+        assert_eq!(at_most.to_string().parse(), Ok(at_most));
     }
     if let Ok(capability) = text.parse::<Capability>() {
         assert_eq!(capability.to_string().parse::<Capability>().as_ref(), Ok(&capability));

@@ -101,6 +101,14 @@ impl Receipt {
         self.kept = true;
         self.inner.break_with(why.into());
     }
+
+    /// This share's work ended as something else did.
+    pub fn settle(self, result: Result<(), NotKept>) {
+        match result {
+            Ok(()) => self.keep(),
+            Err(why) => self.fail(why),
+        }
+    }
 }
 
 impl Clone for Receipt {

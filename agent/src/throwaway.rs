@@ -1,5 +1,5 @@
-//! A function in a runtime without the world around it: for `tidegate invoke --bundle`, the tests of a bundle, and those of a version
-//! that was deployed.
+//! A function in a runtime without the world around it: for `tidegate invoke --bundle`, the tests of a bundle, those of a version
+//! that was deployed, and `tidegate replay`.
 //!
 //! What it sends is shown, never sent; what it remembers is forgotten.
 
@@ -11,21 +11,23 @@ use bytes::Bytes;
 
 use crate::capability::Capability;
 use crate::clock::Clock;
+use crate::config::function::Isolation;
 use crate::config::{BundleTest, Expectation, StreamConfig};
 use crate::event::{Event, new_id};
 use crate::function::FunctionSpec;
 use crate::inference::Models;
-use crate::invocation::{Context, Outcome};
-use crate::journal::{Journal, JournalConfig};
+use crate::invocation::{Context, KeyValueWrite, Outcome};
+use crate::journal::{Batch, Journal, JournalConfig, JournalError};
 use crate::limits::Limits;
 use crate::name::StreamName;
-use crate::runtime::{Function, Invoked, Runtime, RuntimeConfig, Services};
+use crate::runtime::{Chance, Function, Instance, Invoked, Runtime, RuntimeConfig, Services};
 
 /// A function that runs by itself, and the temporary folder that it needs.
 #[derive(Debug)]
 pub(crate) struct Throwaway {
     function: Function,
     clock: Clock,
+    journal: Arc<Journal>,
     // The runtime's threads end when it is dropped, before the folder goes.
     runtime: Runtime,
     _folder: tempfile::TempDir,
@@ -34,11 +36,21 @@ pub(crate) struct Throwaway {
 impl Throwaway {
     /// Loads the function into a runtime of its own.
     pub(crate) async fn alone(spec: FunctionSpec, models: Arc<Models>) -> anyhow::Result<Self> {
+        Self::within(spec, models, Clock::system(), Chance::default()).await
+    }
+
+    /// The same with a time and a chance that the caller makes.
+    pub(crate) async fn within(
+        spec: FunctionSpec,
+        models: Arc<Models>,
+        clock: Clock,
+        chance: Chance,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-        let services = services(&spec, models, Arc::default(), Clock::system(), folder.path())?;
-        let clock = services.clock.clone();
-        let runtime = Runtime::new(RuntimeConfig { instances_max: 1, ..RuntimeConfig::default() }, services)?;
-        Self::load(spec, runtime, clock, folder).await
+        let services = Services { chance, ..services(&spec, models, Arc::default(), clock, folder.path())? };
+        let config = RuntimeConfig { instances_max: 1, ..RuntimeConfig::default() };
+        let runtime = Runtime::new(config, services.clone())?;
+        Self::load(spec, runtime, services, folder).await
     }
 
     /// Loads the function into the agent's own `runtime`, but with `models`, and with a journal below `folder` that goes with it.
@@ -52,20 +64,26 @@ impl Throwaway {
     ) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix(".test-").tempdir_in(folder);
         let folder = folder.context("cannot make a temporary folder")?;
-        let runtime = runtime.with_services(services(&spec, models, limits, clock.clone(), folder.path())?);
-        Self::load(spec, runtime, clock, folder).await
+        let services = services(&spec, models, limits, clock, folder.path())?;
+        Self::load(spec, runtime.with_services(services.clone()), services, folder).await
     }
 
     async fn load(
         spec: FunctionSpec,
         runtime: Runtime,
-        clock: Clock,
+        services: Services,
         folder: tempfile::TempDir,
     ) -> anyhow::Result<Self> {
         let name = spec.name.clone();
         let loaded = runtime.load(Arc::new(spec)).await;
         let function = loaded.with_context(|| format!("function `{name}` cannot be loaded"))?;
-        Ok(Self { function, clock, runtime, _folder: folder })
+        let Services { clock, journal, .. } = services;
+        Ok(Self { function, clock, journal, runtime, _folder: folder })
+    }
+
+    /// How the function runs.
+    pub(crate) fn spec(&self) -> &FunctionSpec {
+        &self.function.spec
     }
 
     /// Folder of the bundle.
@@ -73,21 +91,52 @@ impl Throwaway {
         &self.function.spec.root
     }
 
-    /// Runs the handler once, in a new instance.
-    pub(crate) async fn run(&self, event: Event) -> anyhow::Result<Result<Invoked, Outcome>> {
-        let (function, event) = (self.function.clone(), Arc::new(event));
+    /// What a run that begins now is told.
+    pub(crate) fn context(&self, event: &Event, invocation: Arc<str>, attempt: u32, publish_qos: u8) -> Context {
         let spec = &self.function.spec;
         let timeout_ms = u64::try_from(spec.timeout.0.as_millis()).unwrap_or(u64::MAX);
-        let context = Context {
+        Context {
             function: spec.name.clone(),
             version: Arc::clone(&spec.version),
-            invocation: new_id(),
-            attempt: 1,
+            invocation,
+            attempt,
             deadline_ms: self.clock.now_ms().saturating_add(timeout_ms),
             memory_bytes: spec.memory.0,
             trace_parent: event.trace_parent.clone(),
-            publish_qos: 1,
+            publish_qos,
+        }
+    }
+
+    /// Runs the handler in `warm`, or in a new instance that stays there for the next event.
+    pub(crate) async fn serve(
+        &self,
+        warm: &mut Option<Instance>,
+        event: &Arc<Event>,
+        context: Context,
+    ) -> Result<Invoked, Outcome> {
+        let instance = match warm {
+            Some(instance) => instance,
+            None => warm.insert(self.function.instantiate().await?),
         };
+        let invoked = instance.invoke(event, context).await;
+        if !invoked.reusable || self.function.spec.isolation == Isolation::Fresh {
+            *warm = None;
+        }
+        Ok(invoked)
+    }
+
+    /// Lets the function remember `writes`, until it is thrown away.
+    pub(crate) async fn remember(&self, writes: Vec<KeyValueWrite>) -> Result<(), JournalError> {
+        let key_values = writes.into_iter().map(|write| (self.function.spec.name.clone(), write)).collect();
+        // Reads see it already. The disk is nobody's concern here.
+        drop(self.journal.begin(Batch { key_values, ..Batch::default() }).await?);
+        Ok(())
+    }
+
+    /// Runs the handler once, in a new instance.
+    pub(crate) async fn run(&self, event: Event) -> anyhow::Result<Result<Invoked, Outcome>> {
+        let context = self.context(&event, new_id(), 1, 1);
+        let (function, event) = (self.function.clone(), Arc::new(event));
         let run = async move {
             match function.instantiate().await {
                 Ok(mut instance) => Ok(instance.invoke(&event, context).await),
@@ -136,7 +185,7 @@ fn services(
     let streams = streams.map(|name| (name.clone(), StreamConfig::default())).collect();
     let config = JournalConfig { streams, limits: Arc::clone(&limits) };
     let journal = Arc::new(Journal::open(folder, config, clock.clone())?);
-    Ok(Services { models, journal, clock, limits })
+    Ok(Services { models, journal, clock, limits, chance: Chance::default() })
 }
 
 /// A recorded event with its attributes, or else a bare payload.
@@ -160,7 +209,7 @@ pub(crate) fn payload(content: Vec<u8>, now_ms: u64) -> Event {
 }
 
 /// JSON is the same when it means the same; anything else byte by byte, but for the line break that editors add.
-fn is_same(value: &[u8], expected: &[u8]) -> bool {
+pub(crate) fn is_same(value: &[u8], expected: &[u8]) -> bool {
     let json = |bytes| serde_json::from_slice::<serde_json::Value>(bytes).ok();
     match (json(value), json(expected)) {
         (Some(value), Some(expected)) => value == expected,

@@ -12,7 +12,7 @@ use tidegate::inference::Models;
 use tidegate::invocation::{Context, Outcome};
 use tidegate::journal::{Journal, JournalConfig};
 use tidegate::limits::Limits;
-use tidegate::runtime::{Function, Instance, Runtime, RuntimeConfig, Services, Threads};
+use tidegate::runtime::{Chance, Function, Instance, Invoked, Runtime, RuntimeConfig, Services, Threads};
 use tidegate::store;
 
 /// A runtime, its services, and the functions of a configuration.
@@ -40,7 +40,8 @@ impl Lab {
             models.load(model).await?;
         }
         let specs = store::resolve_all(&config, &limits)?.into_iter().map(|resolved| Arc::new(resolved.spec)).collect();
-        let services = Services { models, journal: Arc::clone(&journal), clock: clock.clone(), limits };
+        let services =
+            Services { models, journal: Arc::clone(&journal), clock: clock.clone(), limits, chance: Chance::default() };
         let runtime_config = RuntimeConfig {
             cache_dir: Some(folder.path().join("compiled")),
             instances_max: 8,
@@ -72,6 +73,14 @@ pub(crate) async fn invoke(
     event: &Arc<Event>,
     clock: &Clock,
 ) -> anyhow::Result<bytes::Bytes> {
+    match run(instance, function, event, clock).await.outcome {
+        Outcome::Succeeded(value) => Ok(value),
+        outcome => anyhow::bail!("function `{}` {outcome}", function.spec.name),
+    }
+}
+
+/// The same. Gives all that came of it.
+pub(crate) async fn run(instance: &mut Instance, function: &Function, event: &Arc<Event>, clock: &Clock) -> Invoked {
     let spec = &function.spec;
     let context = Context {
         function: spec.name.clone(),
@@ -83,10 +92,7 @@ pub(crate) async fn invoke(
         trace_parent: None,
         publish_qos: 1,
     };
-    match instance.invoke(event, context).await.outcome {
-        Outcome::Succeeded(value) => Ok(value),
-        outcome => anyhow::bail!("function `{}` {outcome}", spec.name),
-    }
+    instance.invoke(event, context).await
 }
 
 /// An MQTT message as the function gets it.

@@ -15,6 +15,7 @@ mod lab;
 mod load;
 mod mqtt;
 mod process;
+mod replay;
 mod report;
 mod site;
 mod soak;
@@ -63,6 +64,8 @@ enum Part {
     Inference,
     /// Requests to a function URL
     Url,
+    /// Recorded events through a version
+    Replay,
     /// Durable records
     Append,
     /// Bytes that reach the block device; needs root, for a loop device
@@ -124,6 +127,9 @@ async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
     }
     if options.wants(Part::Url) {
         figures.extend(urls::measure(options).await?);
+    }
+    if options.wants(Part::Replay) {
+        figures.extend(replay::measure(options).await?);
     }
     if options.wants(Part::Append) {
         figures.extend(append::measure(options).await?);

@@ -1,7 +1,10 @@
 //! The agent as its users run it: a process, a broker, devices. One module per promise.
 
+mod actuation;
 mod brokers;
 mod calls;
+mod cold_store;
+mod console;
 mod counters;
 mod crash;
 mod dead_letters;
@@ -11,16 +14,20 @@ mod effects;
 mod embedded;
 mod fahrenheit;
 mod failures;
+mod field;
 mod files;
+mod filters;
 mod fleet;
 mod layers;
 mod managed;
+mod modbus;
 mod native;
 mod outage;
 mod parked;
 mod people;
 mod records;
 mod reload;
+mod replay;
 mod schedule;
 mod seeing;
 mod sensors;

@@ -10,7 +10,7 @@ use e2e::{Guest, Site};
 use serde_json::Value;
 
 /// `[[function]]` of that name and bundle, which hears `source` by a trigger of that kind, and what it may.
-fn hears(name: &str, kind: &str, source: &str, capability: &str) -> String {
+pub(super) fn hears(name: &str, kind: &str, source: &str, capability: &str) -> String {
     format!(
         "[[function]]\nname = \"{name}\"\nbundle = \"{name}\"\ncapabilities = [\"{capability}\"]\n\
          [[function.trigger]]\n{kind} = {{ source = \"{source}\" }}\n"
@@ -29,7 +29,7 @@ fn records(site: &Site) -> u64 {
 }
 
 /// Waits for so many records in `kept`.
-async fn keeps(site: &Site, count: u64) -> anyhow::Result<()> {
+pub(super) async fn keeps(site: &Site, count: u64) -> anyhow::Result<()> {
     let all = e2e::until("all lines to be kept", async || records(site) >= count).await;
     all.with_context(|| format!("{} of {count}; {}", records(site), site.agent.log()))
 }

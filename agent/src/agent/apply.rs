@@ -18,6 +18,7 @@ use super::layout::Current;
 use crate::api::status::Reloaded;
 use crate::broker::Broker;
 use crate::broker::embedded::{EmbeddedBroker, Intake};
+use crate::capability::Capability;
 use crate::clock::Clock;
 use crate::config::{
     BrokerUser, Config, EmbeddedBrokerConfig, GatewayConfig, MqttConfig, MqttTrigger, TriggerConfig, TriggerKind,
@@ -30,8 +31,9 @@ use crate::runtime::{Function, Threads};
 use crate::store::Resolved;
 use crate::topic::TopicFilter;
 use crate::trigger::Submit;
-use crate::trigger::event::EventTriggers;
+use crate::trigger::event::{self, EventTriggers};
 use crate::trigger::http::FunctionUrls;
+use crate::trigger::listener::Listeners;
 use crate::trigger::mqtt::{MqttTriggers, Route};
 use crate::trigger::schedule::Schedules;
 use crate::uplink::{Publisher, Publishers, Uplink};
@@ -50,6 +52,7 @@ pub(super) struct Site {
     embedded: Option<EmbeddedBroker>,
     brokers: BTreeMap<BrokerName, (MqttConfig, Broker)>,
     specs: BTreeMap<FunctionName, Arc<FunctionSpec>>,
+    listeners: Listeners,
     schedules: Option<Schedules>,
     uplink: Option<Arc<Uplink>>,
 }
@@ -64,12 +67,13 @@ impl fmt::Debug for Site {
 }
 
 impl Site {
-    pub(super) fn new(dispatcher: &Dispatcher, state_dir: &Path, clock: Clock) -> Self {
+    pub(super) fn new(dispatcher: &Dispatcher, listeners: Listeners, state_dir: &Path, clock: Clock) -> Self {
         let submit: Arc<dyn Submit> = Arc::new(dispatcher.clone());
         Self {
             state_dir: state_dir.to_owned(),
             schedules: Some(Schedules::new(Arc::clone(&submit), state_dir, clock.clone())),
             submit,
+            listeners,
             clock,
             embedded: None,
             brokers: BTreeMap::new(),
@@ -197,11 +201,10 @@ impl Parts {
             // Its publishes find their way within a while, or are made again by those who wait for them.
             tokio::spawn(async move { broker.disconnect(super::DISCONNECT_PATIENCE).await });
         }
-        let events = EventTriggers::new(specs.iter().flat_map(|spec| {
-            spec.triggers.iter().filter_map(|trigger| match &trigger.kind {
-                TriggerKind::Event(event) => Some((spec.name.clone(), event.clone())),
-                _ => None,
-            })
+        let events = EventTriggers::new(site.listeners.all().iter().filter_map(|listener| {
+            let TriggerKind::Event(trigger) = &listener.trigger.kind else { return None };
+            let (function, only) = (listener.function.clone(), listener.filter.clone());
+            Some(event::Route { trigger: trigger.clone(), function, only })
         }));
         let brokers =
             site.brokers.iter().map(|(name, (mqtt, broker))| (name.clone(), (mqtt.url.clone(), broker.clone())));
@@ -336,14 +339,14 @@ impl Parts {
 
     /// Has the triggers of `specs`, and no others, make events.
     fn listen(&self, site: &mut Site, config: &Config, specs: &[Arc<FunctionSpec>]) -> anyhow::Result<()> {
+        site.listeners.apply(specs);
         for (name, (config, broker)) in &site.brokers {
-            let routes = specs.iter().flat_map(|spec| {
-                spec.triggers.iter().filter_map(|trigger| match &trigger.kind {
-                    TriggerKind::Mqtt(mqtt) if broker_of(mqtt) == name.as_str() => {
-                        Some(Route { filter: mqtt.filter.clone(), qos: mqtt.qos, function: spec.name.clone() })
-                    }
-                    _ => None,
-                })
+            let routes = site.listeners.all().iter().filter_map(|listener| match &listener.trigger.kind {
+                TriggerKind::Mqtt(mqtt) if broker_of(mqtt) == name.as_str() => {
+                    let (function, only) = (listener.function.clone(), listener.filter.clone());
+                    Some(Route { filter: mqtt.filter.clone(), qos: mqtt.qos, function, only })
+                }
+                _ => None,
             });
             let triggers =
                 |routes| Arc::new(MqttTriggers::new(name, routes, Arc::clone(&site.submit), site.clock.clone()));
@@ -365,9 +368,11 @@ impl Parts {
         if let Some(running) = &mut site.schedules {
             running.apply(schedules)?;
         }
-        let all =
-            specs.iter().flat_map(|spec| spec.triggers.iter().map(|trigger| (spec.name.clone(), trigger.clone())));
-        self.sources.apply(&config.source, all.collect());
+        let written = specs.iter().flat_map(|spec| &spec.capabilities.0).filter_map(|capability| match capability {
+            Capability::SourceWrite(name) => Some(name.clone()),
+            _ => None,
+        });
+        self.sources.apply(&config.source, site.listeners.all(), written.collect());
         Ok(())
     }
 }

@@ -22,6 +22,7 @@ use crate::journal::{DEAD_LETTER_BYTES, DEAD_LETTERS};
 use crate::metrics::Metrics;
 use crate::name::{BrokerName, FunctionName, ModelName};
 use crate::receipt::Receipt;
+use crate::recording::tap::{Recording, Selection, TooManyRecordings};
 use crate::telemetry::LogRing;
 use crate::trigger::event::EventTriggers;
 use crate::trigger::http::FunctionUrls;
@@ -131,6 +132,10 @@ impl AgentHandle for Parts {
         Box::pin(self.dispatcher.invoke(function, event))
     }
 
+    fn record(&self, wanted: Selection) -> Result<Recording, TooManyRecordings> {
+        self.dispatcher.record(wanted)
+    }
+
     fn letters(
         &self,
         function: Option<FunctionName>,
@@ -170,7 +175,7 @@ fn function_status(function: &crate::dispatch::FunctionStatus) -> FunctionStatus
         name: function.spec.name.clone(),
         version: function.spec.version.to_string(),
         digest: function.spec.digest.to_string(),
-        triggers: function.spec.triggers.iter().map(|trigger| trigger.kind.to_string()).collect(),
+        triggers: function.spec.triggers.iter().map(|trigger| trigger.to_string()).collect(),
         busy: function.busy,
         idle: function.idle,
         queued: function.queued,

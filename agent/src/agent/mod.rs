@@ -28,9 +28,11 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::name::GatewayName;
 use crate::net::Net;
-use crate::runtime::{Runtime, RuntimeConfig, Services, Threads};
+use crate::runtime::{Chance, Runtime, RuntimeConfig, Services, Threads};
 use crate::store;
 use crate::telemetry::{self, Exporter, LogRing};
+use crate::trigger::actuators::Actuators;
+use crate::trigger::listener::Listeners;
 use crate::trigger::source::Sources;
 use crate::uplink::UplinkThread;
 
@@ -141,6 +143,7 @@ impl Agent {
             journal: Arc::clone(&journal),
             clock: clock.clone(),
             limits: Arc::clone(&limits),
+            chance: Chance::default(),
         };
         let runtime_config = RuntimeConfig {
             cache_dir: Some(state_dir.join("compiled")),
@@ -149,8 +152,15 @@ impl Agent {
             threads,
         };
         let runtime = Runtime::new(runtime_config, services)?;
-        let outlets =
-            Outlets::new(Arc::clone(&journal), gateway.clone(), Arc::clone(&limits), metrics.clone(), clock.clone())?;
+        let actuators = Actuators::default();
+        let outlets = Outlets::new(
+            Arc::clone(&journal),
+            actuators.clone(),
+            gateway.clone(),
+            Arc::clone(&limits),
+            metrics.clone(),
+            clock.clone(),
+        )?;
         let dispatcher = Dispatcher::new(
             runtime.clone(),
             outlets.clone(),
@@ -159,8 +169,9 @@ impl Agent {
             Arc::clone(&limits),
             clock.clone(),
         );
-        let site = Mutex::new(Site::new(&dispatcher, &state_dir, clock.clone()));
-        let sources = Sources::new(Arc::new(dispatcher.clone()), &state_dir, &limits, clock.clone());
+        let listeners = Listeners::new(metrics.clone(), Arc::clone(&limits), clock.clone());
+        let site = Mutex::new(Site::new(&dispatcher, listeners, &state_dir, clock.clone()));
+        let sources = Sources::new(Arc::new(dispatcher.clone()), actuators, &state_dir, &limits, clock.clone());
         let parts = Arc::new(Parts {
             started: clock.instant(),
             gateway,
@@ -248,6 +259,7 @@ impl Parts {
             socket: config.socket(),
             token: config.api.token_file.as_ref().map(read).transpose()?.map(|token| token.trim_end().to_owned()),
             gateway: self.gateway.clone(),
+            console: config.api.console,
         };
         let handle = Arc::clone(self) as Arc<dyn AgentHandle>;
         Ok(Api::start(options, handle, Arc::clone(&self.limits), self.clock.clone()).await?)

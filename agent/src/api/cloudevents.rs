@@ -16,6 +16,9 @@ pub(super) const STRUCTURED: &str = "application/cloudevents+json";
 /// Media type of several events as a JSON array.
 pub(super) const BATCH: &str = "application/cloudevents-batch+json";
 
+/// Member of a recorded event that says what came of it.
+const OUTCOME: &str = "outcome";
+
 const SHAPES: &str = "send one event as `application/cloudevents+json`, several as `application/cloudevents-batch+json`, \
     or any payload with the headers `ce-specversion`, `ce-id`, `ce-source` and `ce-type`";
 
@@ -79,6 +82,19 @@ pub(crate) fn parse(json: &[u8], now_ms: u64) -> Result<Event, String> {
     from_json(serde_json::from_slice(json).map_err(|error| error.to_string())?, now_ms)
 }
 
+/// The same of a recorded event, with its `outcome`.
+pub(crate) fn parse_recorded(json: &[u8]) -> Result<(Event, Option<Value>), String> {
+    let mut json: Map<String, Value> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let outcome = json.remove(OUTCOME);
+    Ok((from_json(json, 0)?, outcome))
+}
+
+/// A time of RFC 3339 as Unix time in milliseconds; the error says what it is instead.
+pub(crate) fn time_ms(text: &str) -> Result<u64, String> {
+    let time = text.parse::<jiff::Timestamp>().map_err(|error| format!("`{text}`: {error}"))?;
+    u64::try_from(time.as_millisecond()).map_err(|_| format!("`{text}`, before 1970"))
+}
+
 fn malformed(what: &str, error: &serde_json::Error) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, format!("{what} is not what its content type says: {error}")).hint(SHAPES)
 }
@@ -120,13 +136,7 @@ impl Draft {
             }
             "subject" => event.subject = Some(value.into()),
             "datacontenttype" => event.content_type = Some(value.into()),
-            "time" => {
-                let time = value
-                    .parse::<jiff::Timestamp>()
-                    .map_err(|error| format!("attribute `time` is `{value}`: {error}"))?;
-                event.time_ms = u64::try_from(time.as_millisecond())
-                    .map_err(|_| format!("attribute `time` is `{value}`, before 1970"))?;
-            }
+            "time" => event.time_ms = time_ms(&value).map_err(|why| format!("attribute `time` is {why}"))?,
             "traceparent" => event.trace_parent = Some(value.into()),
             name if name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) => {
                 return Err(format!("attribute `{name}` is malformed: a name has only `a-z` and `0-9`"));
@@ -146,7 +156,15 @@ impl Draft {
 
 fn from_json(mut json: Map<String, Value>, now_ms: u64) -> Result<Event, String> {
     let mut draft = Draft::new(now_ms);
-    let (data, base64) = (json.remove("data"), json.remove("data_base64"));
+    let [data, base64, text] = ["data", "data_base64", "data_text"].map(|name| json.remove(name));
+    // What a recording has beside CloudEvents: what came of the event, and attributes whatever their names.
+    if json.get(OUTCOME).is_some_and(Value::is_object) {
+        json.remove(OUTCOME);
+    }
+    if let Some(pairs) = json.get_mut("attributes").filter(|pairs| pairs.is_array()).map(Value::take) {
+        draft.event.attributes = serde_json::from_value(pairs)
+            .map_err(|_| "`attributes` is not a list of names with their values".to_owned())?;
+    }
     for (name, value) in json {
         let value = match value {
             Value::Null => continue,
@@ -159,7 +177,14 @@ fn from_json(mut json: Map<String, Value>, now_ms: u64) -> Result<Event, String>
     }
     let mut event = draft.finish()?;
     event.data = match (data, base64) {
+        (None, None) if text.is_some() => match text {
+            Some(Value::String(text)) => text.into(),
+            _ => return Err("`data_text` is not a string".to_owned()),
+        },
         (Some(_), Some(_)) => return Err("`data` and `data_base64` are both there".to_owned()),
+        (Some(_), _) | (_, Some(_)) if text.is_some() => {
+            return Err("`data_text` is there beside another payload".to_owned());
+        }
         (None, Some(Value::String(text))) => {
             let bytes = base64::engine::general_purpose::STANDARD.decode(text);
             bytes.map_err(|error| format!("`data_base64` is malformed: {error}"))?.into()
@@ -269,6 +294,17 @@ mod tests {
     }
 
     #[test]
+    fn a_recorded_event_has_its_payload_as_it_was_and_attributes_of_any_name() {
+        let mut json = event();
+        let more = json!({"data_text": "{ \"a\": 1.0 }", "attributes": [["Site Name", "3"], ["id", "8"]], "outcome": {"ended": "x"}});
+        json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let found = post(&json).unwrap();
+        assert_eq!((&found.data[..], found.content_type.as_deref()), (&b"{ \"a\": 1.0 }"[..], None));
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!((&*found.id, found.attributes), ("7", vec![pair("Site Name", "3"), pair("id", "8")]));
+    }
+
+    #[test]
     fn a_binary_event_has_its_attributes_in_headers() {
         let headers = headers(&[
             ("ce-specversion", "1.0"),
@@ -305,6 +341,9 @@ mod tests {
             ("time", json!("yesterday"), "attribute `time` is `yesterday`: "),
             ("Camel", json!("x"), "attribute `Camel` is malformed: a name has only `a-z` and `0-9`"),
             ("data_base64", json!("%"), "`data_base64` is malformed: "),
+            ("data_text", json!(1), "`data_text` is not a string"),
+            ("attributes", json!([1]), "`attributes` is not a list of names with their values"),
+            ("outcome", json!([]), "attribute `outcome` is neither a string, a boolean nor a whole number"),
         ] {
             let mut json = event();
             json[name] = value;
@@ -313,6 +352,8 @@ mod tests {
         }
         let both = json!({"specversion": "1.0", "id": "7", "source": "s", "type": "t", "data": 1, "data_base64": ""});
         assert_eq!(told(post(&both).unwrap_err()).await, "`data` and `data_base64` are both there");
+        let both = json!({"specversion": "1.0", "id": "7", "source": "s", "type": "t", "data": 1, "data_text": ""});
+        assert_eq!(told(post(&both).unwrap_err()).await, "`data_text` is there beside another payload");
         assert!(told(read(&headers(&[]), Bytes::new(), 5, 1).unwrap_err()).await.contains("not a CloudEvent"));
     }
 }

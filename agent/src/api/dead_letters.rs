@@ -144,14 +144,14 @@ pub(super) async fn discard(State(shared): Agent, Path(id): Path<String>) -> Res
     Ok(Json(serde_json::json!({ "id": id })).into_response())
 }
 
-fn id_of(text: &str) -> Result<u64, ApiError> {
+pub(super) fn id_of(text: &str) -> Result<u64, ApiError> {
     text.parse().map_err(|_| {
         ApiError::new(StatusCode::NOT_FOUND, format!("`{text}` is not the id of a dead letter"))
             .hint("ids are numbers: `tidegate dead-letters` lists them")
     })
 }
 
-fn failed(error: LetterError) -> ApiError {
+pub(super) fn failed(error: LetterError) -> ApiError {
     let text = error.to_string();
     match error {
         LetterError::Unknown(_) => ApiError::new(StatusCode::NOT_FOUND, text).hint(

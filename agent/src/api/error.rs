@@ -76,13 +76,21 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// Tells the log, and leaves what the caller is told.
+    pub(super) fn told(self) -> (StatusCode, ErrorBody, Vec<(HeaderName, HeaderValue)>) {
         let Self { status, body, log, headers } = self;
         match log {
             Some(log) => warn!(status = status.as_u16(), error = body.error, "API call failed: {log}"),
             None => debug!(status = status.as_u16(), error = body.error, "API call failed"),
         }
+        (status, body, headers)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, body, headers) = self.told();
         let mut response = (status, Json(body)).into_response();
         response.headers_mut().extend(headers);
         response

@@ -13,11 +13,11 @@ use tokio::sync::oneshot;
 use super::error::ApiError;
 use super::routes::{Agent, body};
 use super::{Shared, cloudevents};
-use crate::event::Event;
+use crate::event::{Event, Opened};
 use crate::name::FunctionName;
 use crate::receipt::Receipt;
-use crate::trigger::Delivery;
-use crate::trigger::event::EventTriggers;
+use crate::trigger::event::{EventTriggers, Wanted};
+use crate::trigger::{Delivery, filter};
 use crate::units::Span;
 
 /// A batch may hold as much as this many of the largest events.
@@ -48,7 +48,8 @@ pub(super) async fn post(
     accepted?;
 
     let ids: Vec<&str> = events.iter().map(|(event, _)| &*event.id).collect();
-    let mut functions: Vec<&FunctionName> = events.iter().flat_map(|(_, functions)| functions).collect();
+    let mut functions: Vec<&FunctionName> =
+        events.iter().flat_map(|(_, wanted)| wanted).map(|wanted| &wanted.function).collect();
     functions.sort();
     functions.dedup();
     let Some(wait) = wait else {
@@ -74,11 +75,7 @@ fn wait(uri: &Uri) -> Result<Option<Span>, ApiError> {
 }
 
 /// The functions that want `event`. One that nobody wants is an error: its sender would take silence for success.
-fn destined(
-    event: Event,
-    triggers: &EventTriggers,
-    bytes_max: u64,
-) -> Result<(Arc<Event>, Vec<FunctionName>), ApiError> {
+fn destined(event: Event, triggers: &EventTriggers, bytes_max: u64) -> Result<(Arc<Event>, Vec<Wanted>), ApiError> {
     if event.data.len() as u64 > bytes_max {
         let error = format!(
             "event `{}` has {} bytes of data, more than `limits.event_bytes_max` = {bytes_max}",
@@ -87,8 +84,8 @@ fn destined(
         );
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, error));
     }
-    let functions = triggers.matching(&event);
-    if functions.is_empty() {
+    let wanted = triggers.matching(&event);
+    if wanted.is_empty() {
         let kinds = triggers.kinds();
         let waiting = match kinds.as_slice() {
             [] => "no function has an `event` trigger".to_owned(),
@@ -100,13 +97,15 @@ fn destined(
             event.kind
         )));
     }
-    Ok((Arc::new(event), functions))
+    Ok((Arc::new(event), wanted))
 }
 
-fn submit(shared: &Shared, events: &[(Arc<Event>, Vec<FunctionName>)], receipt: &Receipt) -> Result<(), ApiError> {
-    for (event, functions) in events {
-        for function in functions {
-            let submitted = shared.agent.submit(function, Arc::clone(event), Delivery::AtLeastOnce, receipt.clone());
+fn submit(shared: &Shared, events: &[(Arc<Event>, Vec<Wanted>)], receipt: &Receipt) -> Result<(), ApiError> {
+    for (event, wanted) in events {
+        let opened = Opened::new(event);
+        for Wanted { function, filters } in wanted {
+            let Some(receipt) = filter::admit(filters, &opened, true, receipt.clone()) else { continue };
+            let submitted = shared.agent.submit(function, Arc::clone(event), Delivery::AtLeastOnce, receipt);
             submitted.map_err(|refused| ApiError::refused(function, &refused))?;
         }
     }

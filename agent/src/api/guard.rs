@@ -9,7 +9,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::console::{self, Sessions};
 use super::error::ApiError;
+use crate::clock::Clock;
 use crate::name::GatewayName;
 use crate::trigger::http::{PREFIX, Token};
 
@@ -19,17 +21,18 @@ pub(super) struct Guard {
     /// Hosts that requests may be for; `None` when any may, because a token is needed anyway.
     hosts: Option<Vec<String>>,
     token: Option<Token>,
+    sessions: Sessions,
 }
 
 impl Guard {
-    pub(super) fn new(listen: SocketAddr, gateway: &GatewayName, token: Option<&str>) -> Self {
+    pub(super) fn new(listen: SocketAddr, gateway: &GatewayName, token: Option<&str>, clock: Clock) -> Self {
         let ours = || {
             let address = listen.ip();
             let names = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), gateway.to_string()];
             names.into_iter().chain([address.to_string()]).collect()
         };
         let hosts = listen.ip().is_loopback().then(ours);
-        Self { hosts, token: token.map(Token::new) }
+        Self { hosts, token: token.map(Token::new), sessions: Sessions::new(clock) }
     }
 
     /// A page of a stranger that a browser on this machine shows can call loopback: under its own name, when its DNS is
@@ -58,10 +61,22 @@ impl Guard {
             return Err(ApiError::new(StatusCode::FORBIDDEN, "pages of other sites may not call this gateway")
                 .log(format!("a request from the origin {origin:?} was refused")));
         }
-        if request.uri().path() == "/healthz" {
+        let path = request.uri().path();
+        // A cookie opens the console and nothing else: programs send the token.
+        if path == "/healthz" || console::is_public(path) || console::is_at(path) && self.sessions.holds(headers) {
             return Ok(());
         }
         self.check_token(headers, None).map(drop)
+    }
+
+    /// The sessions of the console, when `given` is the API's token.
+    pub(super) fn sessions(&self, given: &str) -> Option<&Sessions> {
+        self.token.as_ref().is_some_and(|token| token.is(given)).then_some(&self.sessions)
+    }
+
+    /// Whether callers need a token.
+    pub(super) const fn asks(&self) -> bool {
+        self.token.is_some()
     }
 
     /// Whether `authority` is one that loopback goes by.
@@ -102,11 +117,13 @@ fn is_url(path: &str) -> bool {
 pub(super) async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     match guard.check(&request) {
         Ok(()) => {
-            if is_url(request.uri().path()) {
+            let path = request.uri().path();
+            if is_url(path) || console::is_at(path) {
                 request.extensions_mut().insert(guard);
             }
             next.run(request).await
         }
+        Err(error) if console::is_at(request.uri().path()) => console::refused(&request, error),
         Err(error) => error.into_response(),
     }
 }
@@ -137,7 +154,8 @@ mod tests {
     }
 
     fn guard(listen: &str, token: Option<&str>) -> Guard {
-        Guard::new(listen.parse().unwrap(), &GatewayName::parse("press-hall-3").unwrap(), token)
+        let gateway = GatewayName::parse("press-hall-3").unwrap();
+        Guard::new(listen.parse().unwrap(), &gateway, token, Clock::held_at(0))
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::dispatch::{Answer, LetterError, LetterPage, StoredLetter};
 use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::name::FunctionName;
+use crate::recording::tap::{Recording, Selection, TooManyRecordings};
 use crate::telemetry::LogRing;
 use crate::trigger::event::EventTriggers;
 use crate::trigger::http::FunctionUrls;
@@ -41,6 +42,12 @@ pub trait AgentHandle: Submit + 'static {
 
     /// Runs `function` once on `event`: no retry, no dead letter.
     fn invoke<'a>(&'a self, function: &'a FunctionName, event: Arc<Event>) -> BoxFuture<'a, Result<Answer, Refused>>;
+
+    /// Hears of the runs that are `wanted`, from now on.
+    ///
+    /// # Errors
+    /// When too many do.
+    fn record(&self, wanted: Selection) -> Result<Recording, TooManyRecordings>;
 
     /// Up to `count_max` dead letters after `after`: those of one function, or all.
     fn letters(

@@ -1,4 +1,4 @@
-//! `POST /v1/functions/{name}/invocations`: runs one function on what is posted.
+//! `/v1/functions/{name}/invocations`: runs one function on what is posted, and shows what ran of late.
 
 use std::sync::Arc;
 
@@ -51,8 +51,16 @@ pub(super) async fn post(
     Ok(respond(&function, answer))
 }
 
+/// The last runs, the newest first.
+pub(super) async fn recent(State(shared): Agent, Path(function): Path<String>) -> Result<Response, ApiError> {
+    let function = function_named(&shared, &function)?;
+    let numbers = shared.agent.metrics().known(&function);
+    let runs = numbers.map(|numbers| numbers.recent.newest_first()).unwrap_or_default();
+    Ok(Json(json!({ "invocations": runs })).into_response())
+}
+
 /// `NAME` or `NAME:QUALIFIER`; only the version that serves can be named.
-fn function_named(shared: &Shared, text: &str) -> Result<FunctionName, ApiError> {
+pub(super) fn function_named(shared: &Shared, text: &str) -> Result<FunctionName, ApiError> {
     let (name, qualifier) = text.split_once(':').map_or((text, None), |(name, qualifier)| (name, Some(qualifier)));
     let function =
         FunctionName::parse(name).map_err(|error| ApiError::new(StatusCode::NOT_FOUND, error.to_string()))?;
@@ -78,7 +86,7 @@ fn is_asynchronous(uri: &Uri, headers: &HeaderMap) -> Result<bool, ApiError> {
     }
 }
 
-fn event_of(shared: &Shared, headers: &HeaderMap, payload: Bytes) -> Result<Event, ApiError> {
+pub(super) fn event_of(shared: &Shared, headers: &HeaderMap, payload: Bytes) -> Result<Event, ApiError> {
     let content_type = cloudevents::content_type(headers);
     let now_ms = shared.clock.now_ms();
     let mut event = if cloudevents::is(content_type, cloudevents::STRUCTURED) {

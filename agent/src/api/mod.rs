@@ -7,6 +7,7 @@
 
 pub mod client;
 pub(crate) mod cloudevents;
+mod console;
 pub mod dead_letters;
 mod deployments;
 mod error;
@@ -14,6 +15,7 @@ mod events;
 mod guard;
 mod handle;
 mod invocations;
+mod recording;
 mod routes;
 mod server;
 pub mod status;
@@ -35,6 +37,7 @@ use tokio_util::task::TaskTracker;
 pub use self::error::ErrorBody;
 pub use self::handle::AgentHandle;
 use crate::clock::Clock;
+use crate::config::Console;
 use crate::limits::Limits;
 use crate::name::GatewayName;
 
@@ -52,6 +55,8 @@ pub struct ApiOptions {
     pub token: Option<String>,
     /// This machine's name, which requests over TCP may be for.
     pub gateway: GatewayName,
+    /// The page for people.
+    pub console: Console,
 }
 
 /// Why the API cannot listen.
@@ -104,6 +109,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Arc<Limits>,
     pub(crate) clock: Clock,
     pub(crate) stop: CancellationToken,
+    pub(crate) console: console::State,
 }
 
 impl Api {
@@ -121,7 +127,13 @@ impl Api {
             return Err(ApiStartError::Open(address));
         }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let shared = Arc::new(Shared { agent, limits: Arc::clone(&limits), clock, stop: stop.clone() });
+        let shared = Arc::new(Shared {
+            agent,
+            limits: Arc::clone(&limits),
+            clock: clock.clone(),
+            stop: stop.clone(),
+            console: console::State::new(options.console),
+        });
         let (local, router) = (routes::local(Arc::clone(&shared)), routes::router(shared));
         let server = server::Server::new(&limits, stop.clone(), tasks.clone());
 
@@ -131,7 +143,7 @@ impl Api {
             let failed = |source| ApiStartError::Tcp { address: listen, source };
             let tcp = TcpListener::bind(listen).await.map_err(failed)?;
             let bound = tcp.local_addr().map_err(failed)?;
-            let guard = Arc::new(guard::Guard::new(bound, &options.gateway, options.token.as_deref()));
+            let guard = Arc::new(guard::Guard::new(bound, &options.gateway, options.token.as_deref(), clock));
             server.serve(tcp, router.layer(middleware::from_fn_with_state(guard, guard::guard)));
             address = Some(bound);
         }

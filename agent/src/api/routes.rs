@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::error::ApiError;
-use super::{Shared, dead_letters, deployments, events, invocations, urls};
+use super::{Shared, console, dead_letters, deployments, events, invocations, recording, urls};
 use crate::metrics;
 use crate::telemetry::{Follower, LogRecord};
 
@@ -24,12 +24,17 @@ pub(super) type Agent = State<Arc<Shared>>;
 
 /// What only those may call who may open the Unix socket, beside all the rest.
 pub(super) fn local(shared: Arc<Shared>) -> Router {
-    let apply = Router::new().route("/v1/apply", post(deployments::apply)).with_state(Arc::clone(&shared));
-    router(shared).merge(apply)
+    let local = Router::new()
+        .route("/v1/apply", post(deployments::apply))
+        .route("/v1/recording", get(recording::follow))
+        .with_state(Arc::clone(&shared));
+    router(shared).merge(local)
 }
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
+    let console = console::router(&shared);
     Router::new()
+        .merge(console)
         .route("/healthz", get(health))
         .route("/metrics", get(prometheus))
         .route("/v1/status", get(status))
@@ -40,7 +45,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/dead-letters/{id}", get(dead_letters::show).delete(dead_letters::discard))
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
         .route("/v1/events", post(events::post))
-        .route("/v1/functions/{function}/invocations", post(invocations::post))
+        .route("/v1/functions/{function}/invocations", post(invocations::post).get(invocations::recent))
         .route("/fn", any(urls::serve))
         .route("/fn/", any(urls::serve))
         .route("/fn/{*path}", any(urls::serve))
@@ -163,6 +168,6 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
 
 async fn unknown(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path())).hint(
-        "/healthz, /metrics, /v1/status, /v1/logs, /v1/reload, /v1/deployment, /v1/dead-letters, /v1/events, /v1/functions/NAME/invocations and function URLs below /fn/ are there",
+        "the console at /, and /healthz, /metrics, /v1/status, /v1/logs, /v1/reload, /v1/deployment, /v1/dead-letters, /v1/events, /v1/functions/NAME/invocations and function URLs below /fn/ are there",
     )
 }

@@ -65,7 +65,7 @@ pub struct FunctionStatus {
     pub version: String,
     /// SHA-256 of its component.
     pub digest: String,
-    /// What it runs on, in words: `mqtt local sensors/+/temp`, `every 5m`.
+    /// What it runs on, in words: `mqtt local sensors/+/temp (changed /temperature)`, `every 5m`.
     pub triggers: Vec<String>,
     /// Instances that serve an event now.
     pub busy: u32,
@@ -96,6 +96,12 @@ pub struct FunctionNumbers {
     pub received: u64,
     /// Events that were not.
     pub dropped: u64,
+    /// Events that filters left out.
+    #[serde(default)]
+    pub filtered: u64,
+    /// Events that lacked what a filter compares, and passed.
+    #[serde(default)]
+    pub unfiltered: u64,
     /// Runs, by outcome; those that never occurred are left out.
     pub invocations: BTreeMap<String, u64>,
     /// Further attempts.
@@ -124,6 +130,8 @@ impl From<&FunctionMetrics> for FunctionNumbers {
         Self {
             received: metrics.received.get(),
             dropped: metrics.events_dropped(),
+            filtered: metrics.events_filtered(),
+            unfiltered: metrics.unfiltered.get(),
             invocations: metrics.outcomes().filter(|(_, n)| *n > 0).map(|(label, n)| (label.to_owned(), n)).collect(),
             retries: metrics.retries.get(),
             conflicts: metrics.conflicts.get(),

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::client::{Client, ClientError};
 use super::status::{FunctionNumbers, FunctionStatus, Health, Reloaded, Status};
 use super::*;
-use crate::config::EventTrigger;
+use crate::config::{Console, EventTrigger};
 use crate::deployment::{Applied, ApplyError, DeploymentStatus};
 use crate::dispatch::{Answer, LetterError, LetterPage, StoredLetter};
 use crate::event::Event;
@@ -22,8 +22,11 @@ use crate::invocation::{Outcome, Timings};
 use crate::metrics::Metrics;
 use crate::name::FunctionName;
 use crate::receipt::Receipt;
+use crate::recording::line::tests::recorded;
+use crate::recording::line::{self, Line};
+use crate::recording::tap::{Recording, Selection, Tap, TooManyRecordings};
 use crate::telemetry::{LogLayer, LogRing};
-use crate::trigger::event::EventTriggers;
+use crate::trigger::event::{EventTriggers, Route};
 use crate::trigger::http::FunctionUrls;
 use crate::trigger::{Delivery, Refused, Submit};
 use crate::units::{ByteSize, Span};
@@ -35,6 +38,7 @@ struct Played {
     reasons: Mutex<Vec<String>>,
     submitted: mpsc::UnboundedSender<(FunctionName, Arc<Event>, Receipt)>,
     letters: Mutex<Vec<StoredLetter>>,
+    tap: Tap,
 }
 
 impl Submit for Played {
@@ -104,7 +108,8 @@ impl AgentHandle for Played {
 
     fn event_triggers(&self) -> Arc<EventTriggers> {
         let double = FunctionName::parse("double").unwrap();
-        Arc::new(EventTriggers::new([(double, EventTrigger { kind: "com.example.*".into(), source: None })]))
+        let trigger = EventTrigger { kind: "com.example.*".into(), source: None };
+        Arc::new(EventTriggers::new([Route { trigger, function: double, only: None }]))
     }
 
     fn function_urls(&self) -> Arc<FunctionUrls> {
@@ -124,6 +129,10 @@ impl AgentHandle for Played {
         let (invocation, version) = (Arc::clone(&event.id), "1.0.0".into());
         let answer = Answer { invocation, version, outcome, timings: Timings::default(), queued: Duration::ZERO };
         Box::pin(async { Ok(answer) })
+    }
+
+    fn record(&self, wanted: Selection) -> Result<Recording, TooManyRecordings> {
+        self.tap.listen(wanted)
     }
 
     fn letters(
@@ -206,6 +215,7 @@ fn options(folder: &tempfile::TempDir) -> ApiOptions {
         socket: folder.path().join("api.sock"),
         token: None,
         gateway: GatewayName::parse("press-hall-3").unwrap(),
+        console: Console::On,
     }
 }
 
@@ -223,6 +233,7 @@ async fn site_with(limits: Limits) -> Site {
         reasons: Mutex::default(),
         submitted: sender,
         letters: Mutex::new(letters()),
+        tap: Tap::new(Arc::new(limits.clone())),
     });
     let handle: Arc<dyn AgentHandle> = Arc::clone(&agent) as _;
     let api = Api::start(options(&folder), handle, Arc::new(limits), Clock::held_at(7)).await.unwrap();
@@ -542,4 +553,32 @@ async fn a_deployment_file_is_taken_on_the_socket_only() {
     let answer = site.raw(request, Duration::from_secs(5)).await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     site.api.stop().await;
+}
+
+#[tokio::test]
+async fn what_runs_is_recorded_on_the_socket_only() {
+    let site = site().await;
+    let (mut client, agent) = (site.client().await, Arc::clone(&site.agent));
+    let mut lines = Vec::new();
+    let mut on_line = |line: &str| {
+        if lines.is_empty() {
+            // The first line is empty, and says that it has begun.
+            for function in ["other", "double", "double"] {
+                agent.tap.tell(&Arc::new(recorded(function)));
+            }
+        }
+        lines.push(line.to_owned());
+        lines.len() < 3
+    };
+    client.lines("/v1/recording?functions=double&triggers=mqtt,schedule", &mut on_line).await.unwrap();
+    assert_eq!(lines[0], "");
+    for line in &lines[1..] {
+        assert_eq!(line::parse(line.as_bytes()).unwrap(), Line::Event(Box::new(recorded("double"))));
+    }
+
+    let mut client = site.client().await;
+    assert_eq!(client.get("/v1/recording?functions=gone").await.unwrap().status, 404);
+    assert_eq!(client.get("/v1/recording?all=1").await.unwrap().status, 400);
+    let answer = site.raw("GET /v1/recording HTTP/1.1\r\nHost: localhost\r\n\r\n", Duration::from_millis(500)).await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
 }

@@ -110,6 +110,7 @@ mod tests {
             qos: 2,
             retain: false,
             duplicate: true,
+            own: false,
             content_type: Some("text/plain".into()),
             properties: vec![("tidegate-hops".to_owned(), "3".to_owned())],
         };

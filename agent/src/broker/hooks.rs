@@ -225,6 +225,7 @@ pub(super) fn incoming(publish: &Publish) -> Incoming {
         },
         retain: false,
         duplicate: publish.dup,
+        own: false,
         content_type: properties.and_then(|properties| properties.content_type.as_deref()).map(Into::into),
         properties: user_properties.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
     }

@@ -120,6 +120,7 @@ impl Intake {
             topic: Arc::clone(&publish.topic),
             payload: publish.data.clone(),
             qos: publish.qos,
+            own: true,
             content_type: publish.content_type.as_deref().map(Arc::from),
             properties: properties.collect(),
             ..Incoming::default()

@@ -127,6 +127,8 @@ pub struct Incoming {
     pub retain: bool,
     /// Whether it may have been handed out before.
     pub duplicate: bool,
+    /// Whether a function of this agent has published it, and waits until it is settled.
+    pub own: bool,
     /// MQTT 5 content type.
     pub content_type: Option<Arc<str>>,
     /// MQTT 5 user properties.

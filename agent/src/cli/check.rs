@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::ConfigArgs;
 use super::failure::describe_problems;
-use super::output::{Errors, Output};
+use super::output::{Errors, Output, count_of};
 use crate::api::client::Client;
 use crate::api::status::Status;
 use crate::config::{Config, ConfigErrors, Place, Problem};
@@ -86,10 +86,6 @@ async fn left_behind(config: &Config) -> Vec<Problem> {
     unclaimed.chain(left.map(warn)).collect()
 }
 
-fn count_of(n: u64, what: &str, more: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { more })
-}
-
 /// Loads each model as the agent would, and runs its tests.
 async fn wrong_models(config: &Config) -> Vec<Problem> {
     let problem = |key: String, error: &InferenceError| Problem {
@@ -112,5 +108,5 @@ async fn wrong_models(config: &Config) -> Vec<Problem> {
 }
 
 fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+    count_of(n as u64, what, "s")
 }

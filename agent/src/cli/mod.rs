@@ -19,8 +19,10 @@ mod logs;
 mod new;
 mod output;
 mod publish;
+mod record;
 mod reload;
 mod remote;
+mod replay;
 mod rollback;
 mod run;
 mod signing;
@@ -79,6 +81,8 @@ enum Command {
     Status(status::StatusArgs),
     Logs(logs::LogsArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Record(record::RecordArgs),
+    Replay(Box<replay::ReplayArgs>),
     Apply(apply::ApplyArgs),
     Keygen(Box<keygen::KeygenArgs>),
     Publish(Box<publish::PublishArgs>),
@@ -106,6 +110,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Command::Status(args) => status::run(&args).await,
         Command::Logs(args) => logs::run(&args).await,
         Command::DeadLetters(args) => dead_letters::run(&args).await,
+        Command::Record(args) => record::run(&args).await,
+        Command::Replay(args) => replay::run(&args).await,
         Command::Apply(args) => apply::run(&args).await,
         Command::Keygen(args) => keygen::run(&args).await,
         Command::Publish(args) => publish::run(&args).await,

@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+pub(super) use crate::readable::{size, time};
+
 /// The result of a command, on stdout.
 #[derive(Debug, Default)]
 pub(super) struct Output;
@@ -118,30 +120,13 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     [line(head.to_vec())].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
 }
 
-/// A time on this machine's clock.
-pub(super) fn time(unix_ms: u64) -> String {
-    let time =
-        i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()).unwrap_or_default();
-    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
-}
-
-/// Rounded, unlike [`crate::units::ByteSize`], which can be pasted back.
-pub(super) fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_024 => format!("{bytes} B"),
-        1_024..1_048_576 => format!("{} KiB", bytes >> 10),
-        1_048_576..1_073_741_824 => format!("{} MiB", bytes >> 20),
-        _ => format!("{} GiB", bytes >> 30),
-    }
+/// `1 event`, `2 events`: `more` is what the word gets when it is not one.
+pub(super) fn count_of(n: u64, what: &str, more: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { more })
 }
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn sizes_are_rounded_for_people() {
-        assert_eq!([super::size(12), super::size(5 << 20)], ["12 B", "5 MiB"]);
-    }
-
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [vec!["fahrenheit".to_owned(), "1".to_owned()], vec!["a".to_owned(), "22".to_owned()]];

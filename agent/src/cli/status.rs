@@ -9,7 +9,7 @@ use super::connect::AgentArgs;
 use super::output::{Output, size, table};
 use crate::api::status::{Latency, Status};
 use crate::deployment::DeploymentStatus;
-use crate::uplink::{UplinkState, UplinkStatus};
+use crate::readable::{duration, micros};
 
 /// Shows what runs on the agent, and what it did
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,7 @@ fn describe(status: &Status) -> String {
         vec![
             f.name.to_string(),
             f.version.clone(),
+            f.numbers.filtered.to_string(),
             f.numbers.received.to_string(),
             succeeded.to_string(),
             failed.to_string(),
@@ -55,6 +56,7 @@ fn describe(status: &Status) -> String {
     let head = [
         "FUNCTION",
         "VERSION",
+        "FILTERED",
         "EVENTS",
         "OK",
         "FAILED",
@@ -109,7 +111,7 @@ fn describe(status: &Status) -> String {
             (s.dropped_by_age + s.dropped_by_bytes + s.dropped_by_buffer + s.lost).to_string(),
             s.age_ms.map_or_else(|| "-".to_owned(), |age_ms| duration(Duration::from_millis(age_ms))),
             s.uplink.clone().unwrap_or_else(|| "-".to_owned()),
-            s.draining.as_ref().map_or_else(|| "-".to_owned(), draining),
+            s.draining.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
         ]
     });
     let head = ["STREAM", "RECORDS", "BYTES", "NEWEST", "ACKED", "DROPPED", "OLDEST", "UPLINK", "STATE"];
@@ -152,18 +154,6 @@ fn deployment(status: &DeploymentStatus) -> String {
     lines.join("\n")
 }
 
-fn draining(uplink: &UplinkStatus) -> String {
-    let state = match uplink.state {
-        UplinkState::Idle => "idle".to_owned(),
-        UplinkState::Gathering => "gathering a batch".to_owned(),
-        UplinkState::Sending => format!("sending, {}/s", uplink.per_second),
-        UplinkState::Throttled => format!("at its rate, {}/s", uplink.per_second),
-        UplinkState::Refused => "refused".to_owned(),
-        UplinkState::Offline => "away".to_owned(),
-    };
-    uplink.last_error.as_ref().map_or(state.clone(), |error| format!("{state}: {error}"))
-}
-
 fn section(head: &[&str], rows: Vec<Vec<String>>) -> Option<String> {
     (!rows.is_empty()).then(|| table(head, &rows))
 }
@@ -172,35 +162,5 @@ fn latency(latency: &Latency) -> String {
     match (latency.p50_us, latency.p99_us) {
         (Some(p50), Some(p99)) => format!("{}/{}", micros(p50), micros(p99)),
         _ => "-".to_owned(),
-    }
-}
-
-fn micros(us: u64) -> String {
-    match us {
-        0..1_000 => format!("{us}µs"),
-        1_000..1_000_000 => format!("{}.{}ms", us / 1_000, us % 1_000 / 100),
-        _ => format!("{}.{}s", us / 1_000_000, us % 1_000_000 / 100_000),
-    }
-}
-
-/// The two largest units, which is all that a person reads.
-fn duration(time: Duration) -> String {
-    let secs = time.as_secs();
-    match secs {
-        0..60 => format!("{secs}s"),
-        60..3_600 => format!("{}m {}s", secs / 60, secs % 60),
-        3_600..86_400 => format!("{}h {}m", secs / 3_600, secs % 3_600 / 60),
-        _ => format!("{}d {}h", secs / 86_400, secs % 86_400 / 3_600),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rounded_for_people() {
-        assert_eq!([micros(999), micros(1_250), micros(2_500_000)], ["999µs", "1.2ms", "2.5s"]);
-        assert_eq!([duration(Duration::from_secs(59)), duration(Duration::from_secs(90_000))], ["59s", "1d 1h"]);
     }
 }

@@ -1,4 +1,4 @@
-//! What `tidegate build` and `tidegate invoke --bundle` share: the models of a function that runs by itself, and what it did, in words.
+//! What `tidegate build`, `tidegate invoke --bundle` and `tidegate replay` share: the models of a function that runs by itself, and what it did, in words.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Failure;
 use crate::capability::Capability;
 use crate::config::{Environment, ModelConfig};
+use crate::function::FunctionSpec;
 use crate::inference::Models;
 use crate::invocation::Effects;
 use crate::limits::Limits;
@@ -31,20 +32,29 @@ impl FromStr for ModelArg {
 
 /// Loads the function, granted what its manifest asks for, and the models that it asks for.
 pub(super) async fn start(resolved: Resolved, models: &[ModelArg]) -> anyhow::Result<Throwaway> {
-    let spec = resolved.spec;
+    let models = self::models(&resolved.spec, models).await?;
+    Throwaway::alone(resolved.spec, models).await
+}
+
+/// Loads the models that the function asks for.
+pub(super) async fn models(spec: &FunctionSpec, models: &[ModelArg]) -> anyhow::Result<Arc<Models>> {
     let loaded = Arc::new(Models::open(&Environment::of_process().inference(), Arc::new(Limits::default()))?);
     for name in spec.capabilities.0.iter().filter_map(model_of) {
         loaded.load(&model_config(name, models, &spec.root)?).await?;
     }
-    Throwaway::alone(spec, loaded).await
+    Ok(loaded)
+}
+
+/// A payload as people read it.
+pub(super) fn text(data: &[u8]) -> String {
+    match std::str::from_utf8(data) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("{} bytes", data.len()),
+    }
 }
 
 /// What the function wanted sent and kept, in words.
 pub(super) fn describe(effects: &Effects) -> Vec<String> {
-    let text = |data: &[u8]| match std::str::from_utf8(data) {
-        Ok(text) => text.to_owned(),
-        Err(_) => format!("{} bytes", data.len()),
-    };
     let publishes = effects.publishes.iter().map(|publish| {
         let broker = publish.broker.as_ref().map_or("local", |name| name.as_str());
         let retained = if publish.retain { ", retained" } else { "" };
@@ -61,7 +71,10 @@ pub(super) fn describe(effects: &Effects) -> Vec<String> {
         Some(value) => format!("would keep `{}` in bucket `{}`: {}", write.key, write.bucket, text(value)),
         None => format!("would delete `{}` from bucket `{}`", write.key, write.bucket),
     });
-    publishes.chain(records).chain(writes).collect()
+    let field = effects.field_writes.iter();
+    let field =
+        field.map(|write| format!("would set `{}` of source `{}` to {}", write.point, write.source, write.value));
+    field.chain(publishes).chain(records).chain(writes).collect()
 }
 
 const fn model_of(capability: &Capability) -> Option<&ModelName> {

@@ -12,6 +12,7 @@ use crate::capability::Capability;
 use crate::name::{BrokerName, FunctionName, SourceName, StreamName};
 use crate::topic::TopicFilter;
 use crate::trigger::file::FileTrigger;
+use crate::trigger::filter::FilterConfig;
 use crate::trigger::http::HttpTrigger;
 use crate::units::{ByteSize, Span};
 
@@ -250,13 +251,25 @@ keys! { MqttDestination:
 }
 
 /// `[[function.trigger]]`: what it listens to, and what all kinds of triggers have.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TriggerConfig {
+    /// Which of that the function sees; all unless said.
+    pub only: Option<FilterConfig>,
     /// What it listens to.
     pub kind: TriggerKind,
 }
 
-keys! { TriggerConfig: ; flatten kind: TriggerKind }
+keys! { TriggerConfig: only = optional(); flatten kind: TriggerKind }
+
+/// As `status` shows it: `mqtt local sensors/+/temp (changed /temperature)`.
+impl std::fmt::Display for TriggerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.only {
+            Some(only) => write!(f, "{} ({only})", self.kind),
+            None => self.kind.fmt(f),
+        }
+    }
+}
 
 /// What a trigger listens to: exactly one of the keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -277,6 +290,10 @@ pub enum TriggerKind {
     File(FileTrigger),
     /// `sysfs = { source = "heat" }`: what sensors of the machine say.
     Sysfs(SourceTrigger),
+    /// `serial = { source = "scale" }`: lines or frames of a serial port.
+    Serial(SourceTrigger),
+    /// `modbus = { source = "press" }`: what the registers of a device say.
+    Modbus(SourceTrigger),
 }
 
 impl TriggerKind {
@@ -288,11 +305,13 @@ impl TriggerKind {
             Self::Tail(trigger) => Some(("tail", &trigger.source)),
             Self::File(trigger) => Some(("file", &trigger.source)),
             Self::Sysfs(trigger) => Some(("sysfs", &trigger.source)),
+            Self::Serial(trigger) => Some(("serial", &trigger.source)),
+            Self::Modbus(trigger) => Some(("modbus", &trigger.source)),
         }
     }
 }
 
-/// As `status` shows it: `mqtt local sensors/+/temp`, `every 5m`.
+/// `mqtt local sensors/+/temp`, `every 5m`.
 impl std::fmt::Display for TriggerKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -314,11 +333,13 @@ impl std::fmt::Display for TriggerKind {
             Self::Tail(trigger) => write!(f, "tail {}", trigger.source),
             Self::File(trigger) => write!(f, "file {}", trigger.source),
             Self::Sysfs(trigger) => write!(f, "sysfs {}", trigger.source),
+            Self::Serial(trigger) => write!(f, "serial {}", trigger.source),
+            Self::Modbus(trigger) => write!(f, "modbus {}", trigger.source),
         }
     }
 }
 
-kinds! { beside TriggerKind: "mqtt" = Self::Mqtt, "schedule" = Self::Schedule, "event" = Self::Event, "http" = Self::Http, "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs; later "modbus", "gpio", "serial", "opcua" }
+kinds! { beside TriggerKind: "mqtt" = Self::Mqtt, "schedule" = Self::Schedule, "event" = Self::Event, "http" = Self::Http, "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs, "serial" = Self::Serial, "modbus" = Self::Modbus; later "gpio", "opcua" }
 
 /// `mqtt = { filter = "sensors/+/temp", qos = 1 }`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -46,19 +46,40 @@ pub struct ApiConfig {
     pub socket: Option<PathBuf>,
     /// File with the token that callers must send as `Authorization: Bearer …`; required when `listen` is not loopback.
     pub token_file: Option<PathBuf>,
+    /// Whether there is a page for people, and what they may do there.
+    pub console: Console,
 }
 
 keys! { ApiConfig:
     listen = or(Self::default().listen),
     socket = optional(),
     token_file = optional(),
+    console = or(Console::On),
 }
 
 impl Default for ApiConfig {
     fn default() -> Self {
-        Self { listen: ApiListen::At(([127, 0, 0, 1], 8470).into()), socket: None, token_file: None }
+        Self {
+            listen: ApiListen::At(([127, 0, 0, 1], 8470).into()),
+            socket: None,
+            token_file: None,
+            console: Console::On,
+        }
     }
 }
+
+/// The page for people at the API's `/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// Who may call the API may look, invoke functions, and replay or drop dead letters.
+    On,
+    /// They may look.
+    ReadOnly,
+    /// There is no page.
+    Off,
+}
+
+words! { Console: "on" = Self::On, "read-only" = Self::ReadOnly, "off" = Self::Off }
 
 /// Where the API listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,20 +35,24 @@ pub use self::function::{
     TriggerConfig, TriggerKind,
 };
 pub use self::gateway::{
-    ApiConfig, ApiListen, GatewayConfig, InferenceConfig, InferenceRuntime, LogConfig, LogFormat, ModelConfig,
+    ApiConfig, ApiListen, Console, GatewayConfig, InferenceConfig, InferenceRuntime, LogConfig, LogFormat, ModelConfig,
     TraceConfig,
 };
 pub use self::mqtt::{BrokerUser, EmbeddedBrokerConfig, MqttConfig};
 use self::read::{Read, ReadTable};
-pub(crate) use self::read::{keys, words};
+pub(crate) use self::read::{keys, kinds, words};
 pub use self::source::{SourceConfig, SourceTrigger};
 pub use self::stream::{BatchConfig, Drain, Durability, StreamConfig, WhenFull};
 pub use self::uplink::{HttpUplink, MqttUplink, Rate, UplinkConfig, UplinkPayload, UplinkTo};
 use crate::limits::Limits;
 use crate::name::{BrokerName, GatewayName, SourceName, StreamName};
 use crate::trigger::file::{FileSource, FileTrigger};
+use crate::trigger::filter::FilterConfig;
 use crate::trigger::http::{CorsConfig, HttpTrigger};
+use crate::trigger::modbus::{ModbusSource, RegisterConfig};
+use crate::trigger::port::PortConfig;
 use crate::trigger::process::ProcessSource;
+use crate::trigger::serial::{FrameConfig, SerialSource};
 use crate::trigger::sysfs::SysfsSource;
 use crate::trigger::tail::TailSource;
 
@@ -192,6 +196,11 @@ pub fn tables() -> Vec<(&'static str, &'static [&'static str])> {
         ("tail source", TailSource::KEYS),
         ("file source", FileSource::KEYS),
         ("sysfs source", SysfsSource::KEYS),
+        ("serial source", SerialSource::KEYS),
+        ("frame of a serial source", FrameConfig::KEYS),
+        ("serial port", PortConfig::KEYS),
+        ("modbus source", ModbusSource::KEYS),
+        ("register of a modbus source", RegisterConfig::KEYS),
         ("[stream.NAME]", StreamConfig::KEYS),
         ("uplink", UplinkConfig::KEYS),
         ("batch", BatchConfig::KEYS),
@@ -201,6 +210,8 @@ pub fn tables() -> Vec<(&'static str, &'static [&'static str])> {
         ("retry", RetryConfig::KEYS),
         ("idempotency", IdempotencyConfig::KEYS),
         ("mqtt destination", MqttDestination::KEYS),
+        ("[[function.trigger]]", TriggerConfig::KEYS),
+        ("only of a trigger", FilterConfig::KEYS),
         ("mqtt trigger", MqttTrigger::KEYS),
         ("schedule trigger", ScheduleTrigger::KEYS),
         ("event trigger", EventTrigger::KEYS),

@@ -383,15 +383,26 @@ impl<K: Read + Ord, V: Read> Read for BTreeMap<K, V> {
     }
 }
 
+/// What a key is called in the file: as its field, unless it has a name of its own.
+macro_rules! key {
+    ($key:ident) => {
+        stringify!($key)
+    };
+    ($key:ident $name:literal) => {
+        $name
+    };
+}
+pub(crate) use key;
+
 /// Says which keys a table has, and how each is read: `key = method(arguments)` calls that method of [`Table`].
 macro_rules! keys {
-    ($type:ty: $($key:ident = $method:ident($($argument:expr)?)),* $(,)?
+    ($type:ty: $($key:ident $($name:literal)? = $method:ident($($argument:expr)?)),* $(,)?
         $(; flatten $flat:ident: $flat_type:ty)? $(; with $field:ident = |$table:ident| $value:expr)? $(; later $($later:ident),*)?) => {
         impl $crate::config::read::ReadTable for $type {
-            const KEYS: &'static [&'static str] = &[$(stringify!($key)),*];
+            const KEYS: &'static [&'static str] = &[$($crate::config::read::key!($key $($name)?)),*];
             fn take(table: &mut $crate::config::read::Table<'_>) -> Option<Self> {
                 $($(table.later(stringify!($later));)*)?
-                $(let $key = table.$method(stringify!($key) $(, $argument)?);)*
+                $(let $key = table.$method($crate::config::read::key!($key $($name)?) $(, $argument)?);)*
                 $(let $flat = <$flat_type as $crate::config::read::ReadTable>::take(table);)?
                 $(let $field = { let $table = &*table; $value };)?
                 Some(Self { $($key: $key?,)* $($flat: $flat?,)? $($field,)? })

@@ -1,10 +1,14 @@
 //! `[source.NAME]`: what of this machine triggers may hear.
 
+use std::path::Path;
+
 use super::document::Document;
 use super::read::{keys, kinds};
 use crate::name::SourceName;
 use crate::trigger::file::FileSource;
+use crate::trigger::modbus::{Link, ModbusSource};
 use crate::trigger::process::ProcessSource;
+use crate::trigger::serial::SerialSource;
 use crate::trigger::source::Outlet;
 use crate::trigger::sysfs::SysfsSource;
 use crate::trigger::tail::TailSource;
@@ -20,9 +24,13 @@ pub enum SourceConfig {
     File(FileSource),
     /// `sysfs = { preset = "thermal", every = "10s" }`.
     Sysfs(SysfsSource),
+    /// `serial = { device = "/dev/ttyUSB0", baud = 9600 }`.
+    Serial(SerialSource),
+    /// `modbus = { tcp = "192.168.1.20:502", registers = […] }`.
+    Modbus(ModbusSource),
 }
 
-kinds! { SourceConfig: "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs; later "modbus", "gpio", "serial", "opcua" }
+kinds! { SourceConfig: "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs, "serial" = Self::Serial, "modbus" = Self::Modbus; later "gpio", "opcua" }
 
 impl SourceConfig {
     /// The key.
@@ -32,15 +40,46 @@ impl SourceConfig {
             Self::Tail(_) => "tail",
             Self::File(_) => "file",
             Self::Sysfs(_) => "sysfs",
+            Self::Serial(_) => "serial",
+            Self::Modbus(_) => "modbus",
+        }
+    }
+
+    /// The device that it alone can open, and the key that says so.
+    pub(super) fn device(&self) -> Option<(&'static str, &Path)> {
+        match self {
+            Self::Serial(serial) => Some(("device", &serial.port.device)),
+            Self::Modbus(ModbusSource { link: Link::Rtu(port), .. }) => Some(("rtu.device", &port.device)),
+            Self::Process(_) | Self::Tail(_) | Self::File(_) | Self::Sysfs(_) | Self::Modbus(_) => None,
+        }
+    }
+
+    /// Whether functions can set something there.
+    pub(crate) const fn takes_orders(&self) -> bool {
+        matches!(self, Self::Modbus(_))
+    }
+
+    /// Whether it is in this build: that of a gateway may leave some out.
+    const fn is_built(&self) -> bool {
+        match self {
+            Self::Process(_) | Self::Tail(_) | Self::File(_) | Self::Sysfs(_) => true,
+            Self::Serial(_) => cfg!(feature = "serial"),
+            Self::Modbus(_) => cfg!(feature = "modbus"),
         }
     }
 
     pub(super) fn check(&self, path: &str, document: &mut Document) {
+        if !self.is_built() {
+            let what = format!("this build of tidegate has no `{}`", self.kind());
+            document.refuse_key(path, what, "install one that has it, or remove the source");
+        }
         match self {
             Self::Process(process) => process.check(path, document),
             Self::Tail(_) => {}
             Self::File(file) => file.check(path, document),
             Self::Sysfs(sysfs) => sysfs.check(path, document),
+            Self::Serial(serial) => serial.check(path, document),
+            Self::Modbus(modbus) => modbus.check(path, document),
         }
     }
 
@@ -51,6 +90,15 @@ impl SourceConfig {
             Self::Tail(tail) => tail.run(outlet).await,
             Self::File(file) => file.run(outlet).await,
             Self::Sysfs(sysfs) => sysfs.run(outlet).await,
+            #[cfg(feature = "serial")]
+            Self::Serial(serial) => serial.run(outlet).await,
+            #[cfg(feature = "modbus")]
+            Self::Modbus(modbus) => modbus.run(outlet).await,
+            // `check` has refused those that are not built.
+            #[cfg(not(feature = "serial"))]
+            Self::Serial(_) => {}
+            #[cfg(not(feature = "modbus"))]
+            Self::Modbus(_) => {}
         }
     }
 }

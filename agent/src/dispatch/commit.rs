@@ -5,6 +5,8 @@
 //! they are on disk. One that writes nothing has no need of the disk: its event is settled when what it sent was confirmed. Where
 //! an event of its topic has left publishes in the outbox, order has it go there too; and where a caller waits, but the broker is
 //! away, the answer need not.
+//!
+//! What it sets in the field cannot be undone, so that is done first: when something after it fails, it is done again.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -62,7 +64,8 @@ impl Pending {
     }
 
     fn settle(self, result: Result<(), NotKept>) {
-        let Self { inner, running, spec, item, run, value } = self;
+        let Self { inner, running, spec, item, mut run, value } = self;
+        run.tell(&inner);
         let outcome = match result {
             Ok(()) => Outcome::Succeeded(value),
             Err(NotKept::ForGood(why) | NotKept::NotAllowed(why)) => {
@@ -70,7 +73,7 @@ impl Pending {
             }
             Err(NotKept::NotNow(why)) => Outcome::Unavailable(format!("what it sent could not be delivered: {why}")),
         };
-        run.trace(&inner, &spec, &item, &outcome);
+        run.trace(&inner, &running.0, &spec, &item, &outcome);
         match (outcome, &item.reply) {
             (outcome, Reply::Answer(_)) => answer(&spec, item, run, outcome),
             (Outcome::Succeeded(_), Reply::Receipt(_)) => item.succeeded(),
@@ -127,9 +130,13 @@ pub(super) async fn commit(
     send_to(&inner.outlets, spec, &spec.on_success, &value, &mut effects, &mut chained);
     stamp(inner, &item.event, &run, &mut effects.publishes);
     let meta = RecordMeta { time_ms: inner.clock.now_ms(), trace_parent: run.trace_parent.clone() };
-    let pending =
+    let mut pending =
         Pending { inner: Arc::clone(inner), running: Unsettled::of(running), spec: Arc::clone(spec), item, run, value };
-    let Effects { publishes, records, key_values, reads } = effects;
+    let Effects { field_writes, publishes, records, key_values, reads } = effects;
+    // First, since they can fail: then nothing of it is committed, and the event comes again.
+    if let Err(why) = inner.outlets.actuators().write(field_writes).await {
+        return pending.settle(Err(why));
+    }
     let mut batch = Batch {
         records: records.into_iter().map(|(stream, data)| (stream, data, meta.clone())).collect(),
         key_values: key_values.into_iter().map(|write| (spec.name.clone(), write)).collect(),
@@ -144,6 +151,7 @@ pub(super) async fn commit(
     if batch.is_empty() && !to_outbox {
         direct = Direct { publishes, chained };
         if reads.is_empty() {
+            pending.run.tell(inner);
             return deliver(pending, direct).await;
         }
     } else {
@@ -159,6 +167,7 @@ pub(super) async fn commit(
             // From here on the next event on this instance sees what this one wrote. The disk is waited for elsewhere, so
             // that one sync serves many.
             posted.expect(committing.committed());
+            pending.run.tell(inner);
             inner.runtime.spawn(pending.committed(committing, posted, direct));
         }
         Err(error) => pending.refused(error, &posted).await,

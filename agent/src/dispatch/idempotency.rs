@@ -20,9 +20,9 @@ use tokio::time::Instant;
 use super::Running;
 use super::item::Item;
 use crate::clock::Clock;
-use crate::config::function::{IdempotencyConfig, KeyPart};
+use crate::config::function::IdempotencyConfig;
 use crate::config::{StreamConfig, WhenFull};
-use crate::event::Event;
+use crate::event::{Event, Opened};
 use crate::journal::{Batch, Journal, RecordMeta};
 use crate::limits::Limits;
 use crate::name::{FunctionName, Own, StreamName};
@@ -42,25 +42,11 @@ pub(super) type Key = [u8; 16];
 /// With the part that it does not have.
 pub(super) fn key_of(config: &IdempotencyConfig, event: &Event) -> Result<Key, String> {
     let mut hash = Sha256::new();
-    let mut payload = None;
+    let event = Opened::new(event);
     for part in &config.key {
-        let found = match part {
-            KeyPart::Topic => event.subject.as_deref().map(|topic| topic.as_bytes().to_vec()),
-            KeyPart::Id => Some(event.id.as_bytes().to_vec()),
-            KeyPart::Source => Some(event.source.as_bytes().to_vec()),
-            KeyPart::Attribute(name) => {
-                event.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_bytes().to_vec())
-            }
-            KeyPart::Pointer(pointer) => {
-                let json: &serde_json::Value = match &mut payload {
-                    Some(json) => json,
-                    none => none.insert(serde_json::from_slice(&event.data).map_err(|error| {
-                        format!("`idempotency.key` needs `{part}`, and the payload is no JSON: {error}")
-                    })?),
-                };
-                json.pointer(pointer).map(|value| value.to_string().into_bytes())
-            }
-        };
+        let found = event.part(part);
+        let found =
+            found.map_err(|error| format!("`idempotency.key` needs `{part}`, and the payload is no JSON: {error}"))?;
         let found = found.ok_or_else(|| format!("`idempotency.key` needs `{part}`, which the event does not have"))?;
         hash.update((found.len() as u64).to_le_bytes());
         hash.update(&found);

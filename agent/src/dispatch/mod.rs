@@ -18,6 +18,7 @@ mod outbox;
 mod outlets;
 mod parked;
 mod queue;
+mod recorded;
 mod retry;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ use crate::limits::Limits;
 use crate::metrics::{Dropped, FunctionMetrics, Metrics};
 use crate::name::{FunctionName, Own};
 use crate::receipt::Receipt;
+use crate::recording::tap::{Recording, Selection, Tap, TooManyRecordings};
 use crate::runtime::{Function, Runtime};
 use crate::telemetry::Tracer;
 use crate::trigger::{Delivery, Refused, Submit};
@@ -114,6 +116,7 @@ struct Inner {
     outlets: Outlets,
     metrics: Metrics,
     tracer: Tracer,
+    tap: Tap,
     limits: Arc<Limits>,
     clock: Clock,
 }
@@ -152,9 +155,10 @@ impl Dispatcher {
         clock: Clock,
     ) -> Self {
         let (functions, removed, load) = (RwLock::default(), Mutex::default(), Arc::default());
-        let switching = RwLock::default();
+        let (switching, tap) = (RwLock::default(), Tap::new(Arc::clone(&limits)));
         let inner =
-            Arc::new(Inner { runtime, functions, removed, load, switching, outlets, metrics, tracer, limits, clock });
+            Inner { runtime, functions, removed, load, switching, outlets, metrics, tracer, tap, limits, clock };
+        let inner = Arc::new(inner);
         inner.runtime.spawn(orphans::watch(Arc::downgrade(&inner)));
         Self { inner }
     }
@@ -218,6 +222,14 @@ impl Dispatcher {
         let (sender, receiver) = oneshot::channel();
         self.inner.enqueue(function, event, Delivery::AtMostOnce, Reply::Answer(sender))?;
         receiver.await.map_err(|_| Refused::Stopping)
+    }
+
+    /// Hears of the runs that are `wanted`, from now on.
+    ///
+    /// # Errors
+    /// When too many do.
+    pub fn record(&self, wanted: Selection) -> Result<Recording, TooManyRecordings> {
+        self.inner.tap.listen(wanted)
     }
 
     /// The version of `function` that serves now.

@@ -1,4 +1,4 @@
-//! Where effects go: the journal, and the brokers of gateway.toml, each with its outbox.
+//! Where effects go: the journal, the field, and the brokers of gateway.toml, each with its outbox.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -15,6 +15,7 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::name::{BrokerName, FunctionName, GatewayName, NameError, Own, StreamName};
 use crate::topic::TopicFilter;
+use crate::trigger::actuators::Actuators;
 
 /// See the module.
 #[derive(Clone)]
@@ -24,6 +25,7 @@ pub struct Outlets {
 
 struct Inner {
     journal: Arc<Journal>,
+    actuators: Actuators,
     gateway: GatewayName,
     dead_letters: StreamName,
     limits: Arc<Limits>,
@@ -73,6 +75,7 @@ impl Outlets {
     /// Never: the name of the dead letters is a name.
     pub fn new(
         journal: Arc<Journal>,
+        actuators: Actuators,
         gateway: GatewayName,
         limits: Arc<Limits>,
         metrics: Metrics,
@@ -80,11 +83,16 @@ impl Outlets {
     ) -> Result<Self, NameError> {
         let dead_letters = StreamName::parse(DEAD_LETTERS)?;
         let (routes, letters) = (RwLock::default(), tokio::sync::Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { journal, gateway, dead_letters, limits, metrics, clock, routes, letters }) })
+        let inner = Inner { journal, actuators, gateway, dead_letters, limits, metrics, clock, routes, letters };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     pub(super) fn journal(&self) -> &Arc<Journal> {
         &self.inner.journal
+    }
+
+    pub(super) fn actuators(&self) -> &Actuators {
+        &self.inner.actuators
     }
 
     pub(super) fn dead_letters(&self) -> StreamName {

@@ -15,7 +15,8 @@ use crate::inference::Models;
 use crate::journal::{DEAD_LETTERS, Journal, JournalConfig};
 use crate::name::{GatewayName, Own, StreamName};
 use crate::runtime::tests::guest;
-use crate::runtime::{RuntimeConfig, Services, Threads};
+use crate::runtime::{Chance, RuntimeConfig, Services, Threads};
+use crate::trigger::actuators::Actuators;
 use crate::units::{ByteSize, Span};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,12 +67,20 @@ impl Lab {
             journal: Arc::clone(&journal),
             clock: clock.clone(),
             limits: Arc::clone(&limits),
+            chance: Chance::default(),
         };
         let config = RuntimeConfig { cache_dir: None, instances_max: 8, threads: Threads::Own(2) };
         let runtime = Runtime::new(config, services).unwrap();
         let gateway = GatewayName::parse("lab").unwrap();
-        let outlets =
-            Outlets::new(Arc::clone(&journal), gateway, Arc::clone(&limits), metrics.clone(), clock.clone()).unwrap();
+        let outlets = Outlets::new(
+            Arc::clone(&journal),
+            Actuators::default(),
+            gateway,
+            Arc::clone(&limits),
+            metrics.clone(),
+            clock.clone(),
+        )
+        .unwrap();
         let dispatcher = Dispatcher::new(runtime.clone(), outlets, metrics, Tracer::off(), limits, clock);
         Self { dir, runtime, journal, dispatcher, kept: Arc::default(), lost: Arc::default() }
     }

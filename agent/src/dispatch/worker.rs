@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::idempotency::{self, Claimed};
 use super::item::{Answer, Item, Reply};
 use super::queue::Wanted;
+use super::recorded::Began;
 use super::{Inner, Running, commit, retry};
 use crate::config::function::Isolation;
 use crate::event;
@@ -16,6 +17,7 @@ use crate::function::FunctionSpec;
 use crate::invocation::{Context, Effects, Outcome, Timings};
 use crate::journal::Batch;
 use crate::metrics::Dropped;
+use crate::recording::Recorded;
 use crate::runtime::{Function, Instance};
 use crate::telemetry::Invocation;
 use crate::trigger::Delivery;
@@ -75,6 +77,10 @@ async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Ar
         running.metrics.instances.dec();
     }
     let started = inner.clock.instant();
+    let publish_qos = match (item.delivery, &item.reply) {
+        (Delivery::AtMostOnce, Reply::Receipt(_)) => 0,
+        _ => 1,
+    };
     let mut cold_start = None;
     let instance = match warm {
         Some((_, instance)) => instance,
@@ -85,28 +91,29 @@ async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Ar
                 &mut warm.insert((Arc::clone(&function), instance)).1
             }
             Err(outcome) => {
-                let run = Run::none(inner.clock.instant());
+                let mut run = Run::none(inner.clock.instant());
                 running.metrics.invoked(&outcome, &run.timings);
+                let (invocation, at_ms) = (Arc::clone(&run.invocation), inner.clock.now_ms());
+                let came = (&outcome, &Effects::default(), &run.timings);
+                run.recorded = inner.recorded(spec, &item, &Began { invocation, publish_qos, at_ms }, came);
                 return finish(inner, running, &function, item, run, outcome, Effects::default()).await;
             }
         },
     };
     let queued = started.duration_since(item.enqueued);
-    let deadline_ms = inner.clock.now_ms() + u64::try_from(spec.timeout.0.as_millis()).unwrap_or(u64::MAX);
+    let began = Began { invocation: event::new_id(), publish_qos, at_ms: inner.clock.now_ms() };
+    let deadline_ms = began.at_ms + u64::try_from(spec.timeout.0.as_millis()).unwrap_or(u64::MAX);
     let context = Context {
         function: spec.name.clone(),
         version: Arc::clone(&spec.version),
-        invocation: event::new_id(),
+        invocation: Arc::clone(&began.invocation),
         attempt: item.attempt,
         deadline_ms,
         memory_bytes: spec.memory.0,
         trace_parent: inner.tracer.child_of(item.event.trace_parent.as_deref()),
-        publish_qos: match (item.delivery, &item.reply) {
-            (Delivery::AtMostOnce, Reply::Receipt(_)) => 0,
-            _ => 1,
-        },
+        publish_qos,
     };
-    let (invocation, trace_parent) = (Arc::clone(&context.invocation), context.trace_parent.clone());
+    let trace_parent = context.trace_parent.clone();
     let mut invoked = instance.invoke_with(&item.event, context, models).await;
     if !invoked.reusable || spec.isolation == Isolation::Fresh {
         *warm = None;
@@ -115,7 +122,10 @@ async fn serve(inner: &Arc<Inner>, running: &Arc<Running>, warm: &mut Option<(Ar
     invoked.timings.cold_start = cold_start;
     running.metrics.queue.observe(queued);
     running.metrics.invoked(&invoked.outcome, &invoked.timings);
-    let run = Run { invocation, trace_parent, queued, timings: invoked.timings, ended: inner.clock.instant() };
+    let came = (&invoked.outcome, &invoked.effects, &invoked.timings);
+    let recorded = inner.recorded(spec, &item, &began, came);
+    let (invocation, timings, ended) = (began.invocation, invoked.timings, inner.clock.instant());
+    let run = Run { invocation, trace_parent, queued, timings, ended, recorded };
     finish(inner, running, &function, item, run, invoked.outcome, invoked.effects).await;
 }
 
@@ -171,19 +181,37 @@ pub(super) struct Run {
     pub(super) timings: Timings,
     /// When the handler had ended.
     pub(super) ended: Instant,
+    /// For those who record, until it is told to them.
+    pub(super) recorded: Option<Arc<Recorded>>,
 }
 
 impl Run {
     /// A run that never came to its handler.
     fn none(now: Instant) -> Self {
         let timings = Timings::default();
-        Self { invocation: event::new_id(), trace_parent: None, queued: Duration::ZERO, timings, ended: now }
+        Self {
+            invocation: event::new_id(),
+            trace_parent: None,
+            queued: Duration::ZERO,
+            timings,
+            ended: now,
+            recorded: None,
+        }
     }
 
-    /// Hands on the run's spans, now that its effects are safe or it has failed.
-    pub(super) fn trace(&self, inner: &Inner, spec: &FunctionSpec, item: &Item, outcome: &Outcome) {
-        let committed = matches!(outcome, Outcome::Succeeded(_)).then(|| inner.clock.instant() - self.ended);
-        inner.tracer.record(&Invocation {
+    /// Tells those who record, now that the run counts: in the order in which effects became visible. A run that read what
+    /// another changed is not told; the one that comes in its place is.
+    pub(super) fn tell(&mut self, inner: &Inner) {
+        if let Some(recorded) = self.recorded.take() {
+            inner.tap.tell(&recorded);
+        }
+    }
+
+    /// Hands on the run's spans, and keeps it for those who look, now that its effects are safe or it has failed.
+    pub(super) fn trace(&self, inner: &Inner, running: &Running, spec: &FunctionSpec, item: &Item, outcome: &Outcome) {
+        let now = inner.clock.instant();
+        let committed = matches!(outcome, Outcome::Succeeded(_)).then(|| now - self.ended);
+        let invocation = Invocation {
             event: &item.event,
             function: &spec.name,
             version: &spec.version,
@@ -194,7 +222,9 @@ impl Run {
             timings: &self.timings,
             commit: committed,
             outcome,
-        });
+        };
+        inner.tracer.record(&invocation);
+        running.metrics.recent.record(&invocation, now, &inner.clock, &inner.limits);
     }
 }
 
@@ -204,19 +234,22 @@ async fn finish(
     running: &Arc<Running>,
     function: &Arc<Function>,
     item: Item,
-    run: Run,
+    mut run: Run,
     outcome: Outcome,
     effects: Effects,
 ) {
     let spec = &function.spec;
+    if !matches!(outcome, Outcome::Succeeded(_)) {
+        run.tell(inner);
+    }
     match (outcome, &item.reply) {
         (Outcome::Succeeded(value), _) => commit::commit(inner, running, spec, item, run, value, effects).await,
         (outcome, Reply::Answer(_)) => {
-            run.trace(inner, spec, &item, &outcome);
+            run.trace(inner, running, spec, &item, &outcome);
             answer(spec, item, run, outcome);
         }
         (outcome, Reply::Receipt(_)) => {
-            run.trace(inner, spec, &item, &outcome);
+            run.trace(inner, running, spec, &item, &outcome);
             retry::failed(inner, running, spec, item, outcome);
         }
     }

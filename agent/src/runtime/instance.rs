@@ -61,7 +61,7 @@ impl Function {
         let clock = &shared.services.clock;
         let log = Log::new(self.spec.name.clone(), shared.services.limits.log_bytes_max.0);
         let folders = wasi::folder_ids(&self.spec);
-        let wasi = wasi::context(&self.spec, clock, &log, self.files).map_err(|error| {
+        let wasi = wasi::context(&self.spec, &shared.services, &log, self.files).map_err(|error| {
             let root = self.spec.root.display();
             Outcome::Unavailable(format!("the folder `{root}` of the function cannot be opened: {error:#}"))
         })?;

@@ -29,6 +29,7 @@ use wasmtime::Engine;
 use wasmtime::component::Linker;
 
 pub use self::error::{LoadError, RuntimeError};
+pub use self::host::chance::Chance;
 pub use self::instance::{Instance, Invoked};
 pub use self::load::Function;
 pub use self::precompile::{CodeCounts, Fitting, PrecompileError, Precompiled, precompile, target};
@@ -55,6 +56,8 @@ pub struct Services {
     pub clock: Clock,
     /// Bounds.
     pub limits: Arc<Limits>,
+    /// What functions draw from.
+    pub chance: Chance,
 }
 
 impl std::fmt::Debug for Services {

@@ -2,6 +2,7 @@
 
 mod layer;
 mod otlp;
+mod recent;
 mod record;
 mod ring;
 mod trace;
@@ -15,6 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::layer::LogLayer;
 pub use self::otlp::Exporter;
+pub use self::recent::{RecentRun, RecentRuns};
 pub use self::record::LogRecord;
 pub use self::ring::{Follower, LogRing};
 pub use self::trace::{Invocation, TraceParent, Tracer};
@@ -74,13 +76,14 @@ pub fn init(config: &LogConfig, limits: &Limits, clock: Clock) -> Result<LogRing
     Ok(ring)
 }
 
-/// A level alone is meant for the agent and its functions: at `debug` the libraries beneath would drown them.
+/// A level alone is meant for the agent and its functions: at `debug` the libraries beneath would drown them, and what comes over a
+/// noisy line is told by its source, once a minute.
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     let malformed = |why: String| TelemetryError::Level { level: level.to_owned(), why };
     let lower = level.trim().to_ascii_lowercase();
     let directives = match lower.as_str() {
-        "debug" | "trace" => format!("info,tidegate={lower},function={lower}"),
-        "error" | "warn" | "info" | "off" => lower,
+        "debug" | "trace" => format!("info,tokio_modbus=off,tidegate={lower},function={lower}"),
+        "error" | "warn" | "info" | "off" => format!("{lower},tokio_modbus=off"),
         // `EnvFilter` would take a misspelt level for the name of a module, and be silent about all others.
         word if !word.contains(['=', ',', ':', '[']) => return Err(malformed("no such level".to_owned())),
         _ => level.to_owned(),
@@ -105,6 +108,6 @@ mod tests {
 
     #[test]
     fn debug_is_for_the_agent_and_its_functions_only() {
-        assert_eq!(filter("debug").unwrap().to_string(), "tidegate=debug,function=debug,info");
+        assert_eq!(filter("debug").unwrap().to_string(), "tokio_modbus=off,tidegate=debug,function=debug,info");
     }
 }

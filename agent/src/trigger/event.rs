@@ -1,34 +1,66 @@
 //! `event` triggers: which functions want which events that are posted to `/v1/events`.
 
+use std::sync::Arc;
+
+use super::filter::{self, Filter};
 use crate::config::EventTrigger;
 use crate::event::Event;
 use crate::name::FunctionName;
 
 /// All of them, on one gateway.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EventTriggers(Vec<(FunctionName, EventTrigger)>);
+#[derive(Clone, Debug, Default)]
+pub struct EventTriggers(Vec<Route>);
+
+/// One trigger of one function.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Which events.
+    pub trigger: EventTrigger,
+    /// Who runs.
+    pub function: FunctionName,
+    /// What it does not see of that.
+    pub only: Option<Arc<Filter>>,
+}
+
+/// A function that wants an event.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Who runs.
+    pub function: FunctionName,
+    /// One of which has to let the event pass, when there are any.
+    pub filters: Vec<Arc<Filter>>,
+}
+
+impl Route {
+    fn is_for(&self, event: &Event) -> bool {
+        let source = self.trigger.source.as_deref().is_none_or(|pattern| matches(pattern, &event.source));
+        source && matches(&self.trigger.kind, &event.kind)
+    }
+}
 
 impl EventTriggers {
     /// The triggers of all functions.
-    pub fn new(triggers: impl IntoIterator<Item = (FunctionName, EventTrigger)>) -> Self {
-        Self(triggers.into_iter().collect())
+    pub fn new(routes: impl IntoIterator<Item = Route>) -> Self {
+        Self(routes.into_iter().collect())
     }
 
     /// The functions that `event` is for, each once, however many of its triggers match.
-    pub fn matching(&self, event: &Event) -> Vec<FunctionName> {
-        let mut functions: Vec<FunctionName> = Vec::new();
-        for (function, trigger) in &self.0 {
-            let source = trigger.source.as_deref().is_none_or(|pattern| matches(pattern, &event.source));
-            if source && matches(&trigger.kind, &event.kind) && !functions.contains(function) {
-                functions.push(function.clone());
+    pub fn matching(&self, event: &Event) -> Vec<Wanted> {
+        let routes = || self.0.iter().filter(|route| route.is_for(event));
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for Route { function, .. } in routes() {
+            if !wanted.iter().any(|wanted| wanted.function == *function) {
+                let own = routes().filter(|route| route.function == *function);
+                let filters = filter::needed(own.map(|route| route.only.as_ref()));
+                wanted.push(Wanted { function: function.clone(), filters });
             }
         }
-        functions
+        wanted
     }
 
     /// The kinds that anything waits for, as they are written.
     pub fn kinds(&self) -> Vec<&str> {
-        let mut kinds: Vec<_> = self.0.iter().map(|(_, trigger)| trigger.kind.as_str()).collect();
+        let mut kinds: Vec<_> = self.0.iter().map(|route| route.trigger.kind.as_str()).collect();
         kinds.sort_unstable();
         kinds.dedup();
         kinds
@@ -46,7 +78,8 @@ mod tests {
 
     fn triggers() -> EventTriggers {
         let trigger = |function: &str, kind: &str, source: Option<&str>| {
-            (FunctionName::parse(function).unwrap(), EventTrigger { kind: kind.into(), source: source.map(Into::into) })
+            let trigger = EventTrigger { kind: kind.into(), source: source.map(Into::into) };
+            Route { trigger, function: FunctionName::parse(function).unwrap(), only: None }
         };
         EventTriggers::new([
             trigger("press", "com.example.press.*", Some("/press/1")),
@@ -59,7 +92,8 @@ mod tests {
     fn check(kind: &'static str, source: &str, expected: &[&str]) {
         let event = Event { kind: kind.into(), source: source.into(), ..Event::default() };
         let functions = triggers().matching(&event);
-        assert_eq!(functions.iter().map(FunctionName::as_str).collect::<Vec<_>>(), expected, "{kind} from {source}");
+        let functions: Vec<_> = functions.iter().map(|wanted| wanted.function.as_str()).collect();
+        assert_eq!(functions, expected, "{kind} from {source}");
     }
 
     #[test]

@@ -1,15 +1,21 @@
 //! What turns occurrences into events and hands them to functions. One file per kind; all of them see only [`Submit`].
 
+pub mod actuators;
 pub mod event;
 pub mod file;
+pub mod filter;
 pub mod http;
 mod kept;
 mod last_tick;
 mod lines;
+pub(crate) mod listener;
+pub mod modbus;
 pub mod mqtt;
 mod pattern;
+pub mod port;
 pub mod process;
 pub mod schedule;
+pub mod serial;
 mod shape;
 pub mod source;
 pub mod sysfs;
@@ -20,6 +26,9 @@ use std::sync::Arc;
 use crate::event::Event;
 use crate::name::FunctionName;
 use crate::receipt::Receipt;
+
+/// Digits of a measured value that say something.
+const DIGITS: usize = 12;
 
 /// What its source expects of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,4 +71,9 @@ pub trait Submit: Send + Sync {
         delivery: Delivery,
         receipt: Receipt,
     ) -> Result<(), Refused>;
+}
+
+/// Without the dust of binary fractions: 48.123, not 48.123000000000005.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.DIGITS$e}").parse().unwrap_or(value)
 }

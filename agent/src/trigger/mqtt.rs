@@ -5,10 +5,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::filter::{self, Filter};
 use super::{Delivery, Submit};
 use crate::broker::{Incoming, OnMessage, Subscription};
 use crate::clock::Clock;
-use crate::event::{self, Event};
+use crate::event::{self, Event, Opened};
 use crate::name::{BrokerName, FunctionName};
 use crate::receipt::Receipt;
 use crate::topic::TopicFilter;
@@ -23,7 +24,7 @@ pub const TRACE_PARENT_PROPERTY: &str = "traceparent";
 pub const RETAINED_ATTRIBUTE: &str = "retained";
 
 /// One trigger of one function.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Route {
     /// Which topics.
     pub filter: TopicFilter,
@@ -31,6 +32,16 @@ pub struct Route {
     pub qos: u8,
     /// Who runs.
     pub function: FunctionName,
+    /// What it does not see of that.
+    pub only: Option<Arc<Filter>>,
+}
+
+/// A function that wants a message.
+struct Wanted<'a> {
+    function: &'a FunctionName,
+    /// The highest that its matching triggers want.
+    qos: u8,
+    filters: Vec<Arc<Filter>>,
 }
 
 /// All triggers on one broker. Another set of triggers is another value: give it to
@@ -55,11 +66,17 @@ impl MqttTriggers {
         self.routes.iter().map(|route| Subscription { filter: route.filter.clone(), qos: route.qos }).collect()
     }
 
-    /// Each function once, with the highest QoS that its matching triggers want.
-    fn matching<'a>(&'a self, topic: &'a str) -> impl Iterator<Item = (&'a FunctionName, u8)> {
+    /// Each function once.
+    fn matching<'a>(&'a self, topic: &'a str) -> impl Iterator<Item = Wanted<'a>> {
         self.routes.chunk_by(|a, b| a.function == b.function).filter_map(move |triggers| {
-            let qos = triggers.iter().filter(|route| route.filter.matches(topic)).map(|route| route.qos).max()?;
-            Some((&triggers[0].function, qos))
+            let matching = || triggers.iter().filter(|route| route.filter.matches(topic));
+            let qos = matching().map(|route| route.qos).max()?;
+            let filters = if triggers.iter().any(|route| route.only.is_some()) {
+                filter::needed(matching().map(|route| route.only.as_ref()))
+            } else {
+                Vec::new()
+            };
+            Some(Wanted { function: &triggers[0].function, qos, filters })
         })
     }
 
@@ -96,18 +113,22 @@ impl MqttTriggers {
 
 impl OnMessage for MqttTriggers {
     fn on_message(&self, message: Incoming, receipt: Option<Receipt>) {
-        let (topic, qos) = (Arc::clone(&message.topic), message.qos);
+        let (topic, qos, own) = (Arc::clone(&message.topic), message.qos, message.own);
         let mut functions = self.matching(&topic).peekable();
         if functions.peek().is_none() {
             // A trigger that was just removed, or a filter of ours that covers more than its functions want.
             tracing::debug!(source = %self.source, %topic, "no function wants this message");
         } else {
             let event = Arc::new(self.event(message));
-            for (function, wanted) in functions {
+            let opened = Opened::new(&event);
+            for Wanted { function, qos: wanted, filters } in functions {
                 let (delivery, share) = match &receipt {
                     Some(receipt) if wanted.min(qos) > 0 => (Delivery::AtLeastOnce, receipt.clone()),
                     _ => (Delivery::AtMostOnce, Receipt::new(|_| ())),
                 };
+                // The event before may be the very one whose function has published this, and wait for it.
+                let waits = delivery == Delivery::AtLeastOnce && !own;
+                let Some(share) = filter::admit(&filters, &opened, waits, share) else { continue };
                 if let Err(why) = self.to.submit(function, Arc::clone(&event), delivery, share) {
                     tracing::debug!(source = %self.source, %topic, %why, "the event was not taken");
                 }
@@ -133,7 +154,10 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::config::function::KeyPart;
+    use crate::limits::Limits;
     use crate::trigger::Refused;
+    use crate::trigger::filter::{Field, FilterConfig};
 
     #[derive(Default)]
     struct Taken(Mutex<Vec<(String, Arc<Event>, Delivery)>>);
@@ -154,7 +178,7 @@ mod tests {
 
     fn route(filter: &str, qos: u8, function: &str) -> Route {
         let function = FunctionName::parse(function).unwrap();
-        Route { filter: TopicFilter::parse(filter).unwrap(), qos, function }
+        Route { filter: TopicFilter::parse(filter).unwrap(), qos, function, only: None }
     }
 
     fn triggers(routes: Vec<Route>) -> (MqttTriggers, Arc<Taken>) {
@@ -221,5 +245,39 @@ mod tests {
         triggers.on_message(message("b", 1), Some(Receipt::new(move |result| sender.send(result).unwrap())));
         assert_eq!(settled.recv().unwrap(), Ok(()));
         assert!(taken.0.lock().unwrap().is_empty());
+    }
+
+    /// Has what it takes go on for ever.
+    #[derive(Default)]
+    struct Busy(Mutex<Vec<Receipt>>);
+
+    impl Submit for Busy {
+        fn submit(&self, _: &FunctionName, _: Arc<Event>, _: Delivery, receipt: Receipt) -> Result<(), Refused> {
+            self.0.lock().unwrap().push(receipt);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_function_publishes_itself_waits_for_no_event_before() {
+        let route = route("a", 1, "one");
+        let config = FilterConfig { changed: Some(Field::Payload), deadband: None, at_most: None, per: KeyPart::Topic };
+        let function = route.function.clone();
+        let filter = Filter::new(config, function, Arc::default(), &Limits::default(), Clock::held_at(7));
+        let route = Route { only: Some(Arc::new(filter)), ..route };
+        let busy = Arc::new(Busy::default());
+        let to = Arc::clone(&busy) as Arc<dyn Submit>;
+        let triggers = MqttTriggers::new(&BrokerName::parse("local").unwrap(), vec![route], to, Clock::held_at(7));
+        let publish = |own: bool| {
+            let (sender, settled) = std::sync::mpsc::channel();
+            let receipt = Receipt::new(move |result| drop(sender.send(result)));
+            triggers.on_message(Incoming { own, ..message("a", 1) }, Some(receipt));
+            settled
+        };
+        let (first, second, own) = (publish(false), publish(false), publish(true));
+        assert_eq!(own.try_recv(), Ok(Ok(())));
+        assert!(first.try_recv().is_err() && second.try_recv().is_err());
+        busy.0.lock().unwrap().drain(..).for_each(Receipt::keep);
+        assert_eq!([first.try_recv(), second.try_recv()], [Ok(Ok(())), Ok(Ok(()))]);
     }
 }

@@ -1,7 +1,7 @@
 //! Sources: what of this machine functions may hear, `[source.NAME]` in gateway.toml. A trigger names one; whoever installs the gateway
 //! says what stands behind the name, so that a function that is deployed from afar reaches nothing else.
 //!
-//! One task per source, and only while a trigger names it. Each kind is a file beside this one, with its part of the config and a
+//! One task per source, and only while a trigger names it, or a function may write to it. Each kind is a file beside this one, with its part of the config and a
 //! function that runs it; what all of them need is an [`Outlet`].
 //!
 //! # Promises
@@ -11,7 +11,7 @@
 //! - A reload leaves those alone that are as they were.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -19,15 +19,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::actuators::{Actuators, Order};
+use super::filter::{self, Filter};
+use super::listener::Listener;
 use super::{Delivery, Refused, Submit};
 use crate::clock::Clock;
-use crate::config::{SourceConfig, TriggerConfig, TriggerKind};
-use crate::event::{Event, new_id};
+use crate::config::{SourceConfig, TriggerKind};
+use crate::event::{Event, Opened, new_id};
 use crate::limits::Limits;
 use crate::name::{FunctionName, SourceName};
 use crate::receipt::{NotKept, Receipt};
@@ -41,8 +44,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// What each event under way counts beside its payload.
 const EVENT_BYTES: usize = 1 << 10;
 
-/// Which function hears a source, and by which trigger.
-type Routes = Vec<(FunctionName, TriggerConfig)>;
+/// Who hears a source. The triggers of a function are neighbours.
+type Routes = Vec<Listener>;
 
 /// How a source stands. Counts are since it was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,10 +65,12 @@ pub struct SourceStatus {
 /// All that run.
 pub(crate) struct Sources {
     submit: Arc<dyn Submit>,
+    actuators: Actuators,
     state_dir: PathBuf,
     bytes_max: usize,
     line_bytes_max: usize,
     files_max: usize,
+    writes_max: usize,
     clock: Clock,
     running: Mutex<BTreeMap<SourceName, Running>>,
 }
@@ -85,10 +90,19 @@ struct Board {
     trouble: Mutex<Trouble>,
 }
 
+impl Board {
+    /// Whether any trigger names the source.
+    fn is_heard(&self) -> bool {
+        !self.routes.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
 #[derive(Default)]
 struct Trouble {
     now: Option<String>,
     told_at: Option<Instant>,
+    /// Whether the log has one that it does not know to be over.
+    is_told: bool,
 }
 
 impl std::fmt::Debug for Sources {
@@ -99,30 +113,45 @@ impl std::fmt::Debug for Sources {
 
 impl Sources {
     /// None yet. What they must know after a restart is kept in `state_dir`.
-    pub(crate) fn new(submit: Arc<dyn Submit>, state_dir: &Path, limits: &Limits, clock: Clock) -> Self {
+    pub(crate) fn new(
+        submit: Arc<dyn Submit>,
+        actuators: Actuators,
+        state_dir: &Path,
+        limits: &Limits,
+        clock: Clock,
+    ) -> Self {
         let bytes_max = usize::try_from(limits.source_bytes_max.0).unwrap_or(usize::MAX);
         let line_bytes_max = usize::try_from(limits.source_line_bytes_max.0).unwrap_or(usize::MAX);
         let state_dir = state_dir.join("sources");
-        let files_max = limits.source_files_max;
-        Self { submit, state_dir, bytes_max, line_bytes_max, files_max, clock, running: Mutex::default() }
+        let (files_max, writes_max) = (limits.source_files_max, limits.source_writes_max);
+        let running = Mutex::default();
+        Self { submit, actuators, state_dir, bytes_max, line_bytes_max, files_max, writes_max, clock, running }
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, BTreeMap<SourceName, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has those of `configs` run that `triggers` name, and no others.
-    pub(crate) fn apply(&self, configs: &BTreeMap<SourceName, SourceConfig>, triggers: Routes) {
-        let mut routes: BTreeMap<SourceName, Routes> = BTreeMap::new();
-        for (function, trigger) in triggers {
-            if let Some((_, source)) = trigger.kind.source() {
-                routes.entry(source.clone()).or_default().push((function, trigger));
+    /// Has those of `configs` run that `listeners` name, or that functions may write to, and no others.
+    pub(crate) fn apply(
+        &self,
+        configs: &BTreeMap<SourceName, SourceConfig>,
+        listeners: &[Listener],
+        written: BTreeSet<SourceName>,
+    ) {
+        let mut routes: BTreeMap<SourceName, Routes> = written.into_iter().map(|name| (name, Routes::new())).collect();
+        for listener in listeners {
+            if let Some((_, source)) = listener.trigger.kind.source() {
+                routes.entry(source.clone()).or_default().push(listener.clone());
             }
         }
+        routes.values_mut().for_each(|routes| routes.sort_by(|a, b| a.function.cmp(&b.function)));
         let mut running = self.running();
         running.retain(|name, source| {
-            let stays = configs.get(name) == Some(&source.config) && routes.contains_key(name);
+            let is_heard = routes.get(name).map(|routes| !routes.is_empty());
+            let stays = configs.get(name) == Some(&source.config) && is_heard == Some(source.board.is_heard());
             if !stays {
+                self.actuators.remove(name);
                 source.stop.cancel();
             }
             stays
@@ -139,7 +168,9 @@ impl Sources {
     fn start(&self, name: &SourceName, config: SourceConfig, routes: Routes) -> Running {
         let board = Arc::new(Board { routes: RwLock::new(routes), ..Board::default() });
         let stop = CancellationToken::new();
+        let orders = config.takes_orders().then(|| self.actuators.add(name.clone(), self.writes_max));
         let outlet = Outlet {
+            orders,
             source: format!("{}:{name}", config.kind()).into(),
             board: Arc::clone(&board),
             submit: Arc::clone(&self.submit),
@@ -158,7 +189,10 @@ impl Sources {
     /// Makes no more events, and lets go of ports, files and programs.
     pub(crate) async fn stop(&self) {
         let running = std::mem::take(&mut *self.running());
-        running.values().for_each(|source| source.stop.cancel());
+        for (name, source) in &running {
+            self.actuators.remove(name);
+            source.stop.cancel();
+        }
         let all = futures_util::future::join_all(running.into_values().map(|source| source.task));
         // What is not done then ends with the process.
         let _ = timeout(STOP_PATIENCE, all).await;
@@ -213,6 +247,9 @@ impl Handed {
 
 /// Where a source's events go, and where it says how it stands.
 pub(crate) struct Outlet {
+    /// What functions want set, for a source that can.
+    #[cfg_attr(not(feature = "modbus"), expect(dead_code, reason = "no other kind takes orders"))]
+    pub(super) orders: Option<mpsc::Receiver<Order>>,
     source: Arc<str>,
     board: Arc<Board>,
     submit: Arc<dyn Submit>,
@@ -249,24 +286,14 @@ impl Outlet {
     /// Whether any trigger `is_for` something.
     pub(super) fn is_heard(&self, is_for: impl Fn(&TriggerKind) -> bool) -> bool {
         let routes = self.board.routes.read().unwrap_or_else(PoisonError::into_inner);
-        routes.iter().any(|(_, trigger)| is_for(&trigger.kind))
+        routes.iter().any(|listener| is_for(&listener.trigger.kind))
     }
 
     /// Hands `observed` to each function with a trigger that it is for, and waits until all have room for it.
     pub(super) async fn hand_on(&self, observed: Observed, is_for: impl Fn(&TriggerKind) -> bool) -> Handed {
         self.board.events.fetch_add(1, Ordering::Relaxed);
         let bytes = (EVENT_BYTES + observed.data.len()).min(self.bytes_max);
-        let functions = {
-            let routes = self.board.routes.read().unwrap_or_else(PoisonError::into_inner);
-            let mut functions: Vec<_> = routes
-                .iter()
-                .filter(|(_, trigger)| is_for(&trigger.kind))
-                .map(|(function, _)| function.clone())
-                .collect();
-            functions.sort_unstable();
-            functions.dedup();
-            functions
-        };
+        let functions = self.wanted(is_for);
         let event = Arc::new(Event {
             id: new_id(),
             source: Arc::clone(&self.source),
@@ -278,8 +305,9 @@ impl Outlet {
             data: observed.data,
             ..Event::default()
         });
+        let opened = Opened::new(&event);
         let mut handed = Vec::with_capacity(functions.len());
-        for function in functions {
+        for (function, filters) in functions {
             let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
             // The semaphore is never closed.
             let Ok(room) = Arc::clone(&self.room).acquire_many_owned(permits).await else { break };
@@ -292,6 +320,10 @@ impl Outlet {
                     let _ = settled.send(result);
                     drop(held);
                 });
+                let Some(receipt) = filter::admit(&filters, &opened, true, receipt) else {
+                    handed.push(waiting);
+                    break;
+                };
                 match self.submit.submit(&function, Arc::clone(&event), Delivery::AtLeastOnce, receipt) {
                     Ok(()) => {
                         handed.push(waiting);
@@ -306,10 +338,21 @@ impl Outlet {
         Handed(handed)
     }
 
+    /// Each function once that has a trigger which `is_for` something, with the filters of these.
+    fn wanted(&self, is_for: impl Fn(&TriggerKind) -> bool) -> Vec<(FunctionName, Vec<Arc<Filter>>)> {
+        let routes = self.board.routes.read().unwrap_or_else(PoisonError::into_inner);
+        let wanted = routes.chunk_by(|a, b| a.function == b.function).filter_map(|triggers| {
+            let mut heard = triggers.iter().filter(|listener| is_for(&listener.trigger.kind)).peekable();
+            heard.peek()?;
+            Some((triggers[0].function.clone(), filter::needed(heard.map(|listener| listener.filter.as_ref()))))
+        });
+        wanted.collect()
+    }
+
     /// All is well.
     pub(super) fn well(&self) {
         let mut trouble = self.board.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if trouble.now.take().is_some() && trouble.told_at.is_some() {
+        if trouble.now.take().is_some() && std::mem::take(&mut trouble.is_told) {
             tracing::info!(source = %self.source, "the source is back");
         }
     }
@@ -317,19 +360,28 @@ impl Outlet {
     /// Something is wrong, until [`Outlet::well`].
     pub(super) fn trouble(&self, why: impl Into<String>) {
         let why = why.into();
-        self.count(&why);
-        self.board.trouble.lock().unwrap_or_else(PoisonError::into_inner).now = Some(why);
+        let is_told = self.note(&why);
+        let mut trouble = self.board.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.is_told |= is_told;
+        trouble.now = Some(why);
     }
 
     /// Something went wrong, and is over.
     pub(super) fn count(&self, why: &str) {
+        self.note(why);
+    }
+
+    /// Counts, and logs unless it just did; gives whether it logged.
+    fn note(&self, why: &str) -> bool {
         self.board.troubles.fetch_add(1, Ordering::Relaxed);
         let now = self.clock.instant();
         let mut trouble = self.board.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if trouble.told_at.is_none_or(|told_at| now - told_at >= TELL_EVERY) {
+        let tells = trouble.told_at.is_none_or(|told_at| now - told_at >= TELL_EVERY);
+        if tells {
             trouble.told_at = Some(now);
             let times = self.board.troubles.load(Ordering::Relaxed);
             tracing::warn!(source = %self.source, times, "{why}");
         }
+        tells
     }
 }

@@ -1,5 +1,6 @@
 //! How one stream's uplink is doing.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,20 @@ pub struct UplinkStatus {
     pub per_second: u64,
     /// Why it waits before it tries again.
     pub last_error: Option<String>,
+}
+
+impl fmt::Display for UplinkStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.state {
+            UplinkState::Idle => f.write_str("idle")?,
+            UplinkState::Gathering => f.write_str("gathering a batch")?,
+            UplinkState::Sending => write!(f, "sending, {}/s", self.per_second)?,
+            UplinkState::Throttled => write!(f, "at its rate, {}/s", self.per_second)?,
+            UplinkState::Refused => f.write_str("refused")?,
+            UplinkState::Offline => f.write_str("away")?,
+        }
+        self.last_error.as_ref().map_or(Ok(()), |error| write!(f, ": {error}"))
+    }
 }
 
 /// The status as it changes.

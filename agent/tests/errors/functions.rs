@@ -46,7 +46,7 @@ fn a_capability_that_is_none() {
     check_function(
         r#"capabilities = ["mqtt:publsh:a", "stream:readings", "model:motion", "mqtt:publish:a#"]
 "#,
-        r#"DIR/gateway.toml:7:17: function[f].capabilities[0]: unknown capability `mqtt:publsh:a`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME`, `source:NAME:read` or `keyvalue`
+        r#"DIR/gateway.toml:7:17: function[f].capabilities[0]: unknown capability `mqtt:publsh:a`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME`, `source:NAME:read`, `source:NAME:write` or `keyvalue`
   hint: write for example `"mqtt:publish:results/#"`
 DIR/gateway.toml:7:69: function[f].capabilities[3]: capability `mqtt:publish:a#` has a malformed topic filter: filter `a#` is malformed: `+` must be a whole level, `#` must be the whole last level
   hint: write for example `"mqtt:publish:results/#"`
@@ -84,11 +84,58 @@ fn a_trigger_of_a_later_version() {
         r#"trigger = [{ opcua = { node = "a" } }, { mqqt = { filter = "a" } }, { schedule = {}, mqtt = { filter = "a" } }]
 "#,
         r#"DIR/gateway.toml:7:14: function[f].trigger[0].opcua: `opcua` is not available in this version
-  hint: remove it; this version knows `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file` or `sysfs`
+  hint: remove it; this version knows `only`, `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file`, `sysfs`, `serial` or `modbus`
 DIR/gateway.toml:7:42: function[f].trigger[1].mqqt: unknown key `mqqt`
   hint: did you mean `mqtt`?
 DIR/gateway.toml:7:69: function[f].trigger[2]: it has `mqtt` and `schedule`, but must have exactly one
-  hint: write one of `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file` or `sysfs`
+  hint: write one of `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file`, `sysfs`, `serial` or `modbus`
+"#,
+    );
+}
+
+#[test]
+fn a_filter_that_cannot_be_read() {
+    check_function(
+        r#"trigger = [
+    { mqtt = { filter = "a" }, only = { changed = "temperature", at_most = "often" } },
+    { mqtt = { filter = "b" }, only = { changd = "/t", deadband = "2" } },
+]
+"#,
+        r#"DIR/gateway.toml:8:51: function[f].trigger[0].only.changed: `temperature` is no field: it must be a JSON pointer, or `payload` for all of it
+  hint: write for example `"/temperature"`
+DIR/gateway.toml:8:76: function[f].trigger[0].only.at_most: `often` is not a number of events in a time, such as `1/s`, `10/m` or `1/15m`
+  hint: write for example `"1/s"`
+DIR/gateway.toml:9:41: function[f].trigger[1].only.changd: unknown key `changd`
+  hint: did you mean `changed`?
+DIR/gateway.toml:9:67: function[f].trigger[1].only.deadband: `2` is neither a number nor a percentage in quotes
+  hint: write for example `"2%"`
+"#,
+    );
+}
+
+#[test]
+fn a_filter_that_leaves_out_nothing_or_is_where_none_can_be() {
+    check_function(
+        r#"trigger = [
+    { mqtt = { filter = "a" }, only = {} },
+    { mqtt = { filter = "b" }, only = { deadband = 1 } },
+    { mqtt = { filter = "d" }, only = { changed = "/t", deadband = -1, per = "id" } },
+    { schedule = { every = "1s" }, only = { at_most = "1/m" } },
+    { http = { path = "/f" }, only = { at_most = "1/m" } },
+]
+"#,
+        r#"DIR/gateway.toml:8:32: function[f].trigger[0].only: it has neither `changed` nor `at_most`, so it would leave nothing out
+  hint: write for example `only = { changed = "/temperature" }` or `only = { at_most = "1/s" }`
+DIR/gateway.toml:9:41: function[f].trigger[1].only.deadband: without `changed` there is nothing that it could be about
+  hint: add `changed` with the field, such as `changed = "/temperature"`
+DIR/gateway.toml:10:68: function[f].trigger[2].only.deadband: -1 is not a distance
+  hint: write a number above 0, such as `deadband = 0.5` or `deadband = "2%"`
+DIR/gateway.toml:10:78: function[f].trigger[2].only.per: each event has an `id` of its own, so there would be nothing to compare with
+  hint: write for example `per = "topic"` or `per = "/sensor"`
+DIR/gateway.toml:11:36: function[f].trigger[3].only: a timer tells nothing that could be left out
+  hint: remove it, and say in `schedule` when the function is to run
+DIR/gateway.toml:12:31: function[f].trigger[4].only: who sends a request waits for an answer, so none can be left out
+  hint: remove it, and have the function itself decide what to do
 "#,
     );
 }

@@ -6,6 +6,7 @@
 
 mod functions;
 mod gateway;
+mod sources;
 
 use std::fs;
 use std::path::Path;

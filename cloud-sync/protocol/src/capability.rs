@@ -22,6 +22,8 @@ pub enum Capability {
     KeyValue,
     /// `source:inbox:read`: read the folder of the source.
     SourceRead(SourceName),
+    /// `source:press:write`: set what the source says can be set.
+    SourceWrite(SourceName),
 }
 
 /// Why a capability was refused.
@@ -29,7 +31,7 @@ pub enum Capability {
 pub enum CapabilityError {
     /// Not one of the kinds.
     #[error(
-        "unknown capability `{0}`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME`, `source:NAME:read` or `keyvalue`"
+        "unknown capability `{0}`: it must be `mqtt:publish:FILTER`, `stream:NAME`, `model:NAME`, `source:NAME:read`, `source:NAME:write` or `keyvalue`"
     )]
     Unknown(String),
     /// The filter is malformed.
@@ -54,9 +56,10 @@ impl FromStr for Capability {
             },
             Some(("stream", name)) => StreamName::parse(name).map(Self::Stream).map_err(name_error),
             Some(("model", name)) => ModelName::parse(name).map(Self::Model).map_err(name_error),
-            Some(("source", rest)) => match rest.strip_suffix(":read") {
-                Some(name) => SourceName::parse(name).map(Self::SourceRead).map_err(name_error),
-                None => Err(CapabilityError::Unknown(text.to_owned())),
+            Some(("source", rest)) => match rest.rsplit_once(':') {
+                Some((name, "read")) => SourceName::parse(name).map(Self::SourceRead).map_err(name_error),
+                Some((name, "write")) => SourceName::parse(name).map(Self::SourceWrite).map_err(name_error),
+                _ => Err(CapabilityError::Unknown(text.to_owned())),
             },
             None if text == "keyvalue" => Ok(Self::KeyValue),
             _ => Err(CapabilityError::Unknown(text.to_owned())),
@@ -85,6 +88,7 @@ impl fmt::Display for Capability {
             Self::Model(name) => write!(f, "model:{name}"),
             Self::KeyValue => f.write_str("keyvalue"),
             Self::SourceRead(name) => write!(f, "source:{name}:read"),
+            Self::SourceWrite(name) => write!(f, "source:{name}:write"),
         }
     }
 }
@@ -138,6 +142,17 @@ impl Capabilities {
         self.grants(|c| matches!(c, Capability::Model(m) if m.as_str() == model), format!("model:{model}"))
     }
 
+    /// Whether it may set what `source` says can be set.
+    ///
+    /// # Errors
+    /// With the capability that is missing.
+    pub fn may_set(&self, source: &str) -> Result<(), String> {
+        self.grants(
+            |c| matches!(c, Capability::SourceWrite(s) if s.as_str() == source),
+            format!("source:{source}:write"),
+        )
+    }
+
     /// Whether it may keep key-values.
     ///
     /// # Errors
@@ -153,7 +168,14 @@ mod tests {
 
     #[test]
     fn a_capability_reads_back_as_it_was_written() {
-        for text in ["mqtt:publish:results/#", "stream:readings", "model:motion", "keyvalue", "source:inbox:read"] {
+        for text in [
+            "mqtt:publish:results/#",
+            "stream:readings",
+            "model:motion",
+            "keyvalue",
+            "source:inbox:read",
+            "source:press:write",
+        ] {
             assert_eq!(text.parse::<Capability>().unwrap().to_string(), text);
         }
         for wrong in [
@@ -164,6 +186,8 @@ mod tests {
             "keyvalue:x",
             "source:inbox",
             "source::read",
+            "source::write",
+            "source:a:b:write",
             "root",
         ] {
             assert!(wrong.parse::<Capability>().is_err(), "{wrong}");

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Kind, Names, check_broker, check_file, check_folder, check_name, check_qos, check_source, check_template};
+use super::{
+    Kind, Names, check_broker, check_file, check_folder, check_name, check_qos, check_settable, check_source,
+    check_template,
+};
 use crate::capability::Capability;
 use crate::config::document::{Document, Place, Problem, join};
 use crate::config::read::list;
@@ -25,6 +28,7 @@ pub(super) fn check_function(function: &FunctionConfig, names: &Names, limits: &
             Capability::Stream(name) => check_name(document, &path, Kind::Stream, name.as_str(), names),
             Capability::Model(name) => check_name(document, &path, Kind::Model, name.as_str(), names),
             Capability::SourceRead(source) => check_folder(document, &path, source, names),
+            Capability::SourceWrite(source) => check_settable(document, &path, source, names),
             Capability::MqttPublish(filter) if filter.as_str().starts_with("$share/") => {
                 let what = format!("`{filter}` is a shared subscription, which nothing can be published on");
                 document.refuse(&path, what, "write the filter behind `$share/GROUP/` only");
@@ -141,6 +145,20 @@ fn check_destination(destination: &DestinationConfig, path: &str, names: &Names,
 }
 
 fn check_trigger(trigger: &TriggerConfig, path: &str, names: &Names, document: &mut Document) {
+    if let Some(only) = &trigger.only {
+        let path = join(path, "only");
+        match &trigger.kind {
+            TriggerKind::Schedule(_) => {
+                let hint = "remove it, and say in `schedule` when the function is to run";
+                document.refuse_key(&path, "a timer tells nothing that could be left out", hint);
+            }
+            TriggerKind::Http(_) => {
+                let hint = "remove it, and have the function itself decide what to do";
+                document.refuse_key(&path, "who sends a request waits for an answer, so none can be left out", hint);
+            }
+            _ => only.check(&path, document),
+        }
+    }
     match &trigger.kind {
         TriggerKind::Mqtt(mqtt) => {
             let path = join(path, "mqtt");
@@ -155,7 +173,12 @@ fn check_trigger(trigger: &TriggerConfig, path: &str, names: &Names, document: &
             }
         }
         TriggerKind::Http(http) => http.check(&join(path, "http"), document),
-        TriggerKind::Process(_) | TriggerKind::Tail(_) | TriggerKind::File(_) | TriggerKind::Sysfs(_) => {
+        TriggerKind::Process(_)
+        | TriggerKind::Tail(_)
+        | TriggerKind::File(_)
+        | TriggerKind::Sysfs(_)
+        | TriggerKind::Serial(_)
+        | TriggerKind::Modbus(_) => {
             let Some((kind, source)) = trigger.kind.source() else { return };
             check_source(document, &format!("{path}.{kind}.source"), kind, source, names);
         }

@@ -155,6 +155,16 @@ fn check_folder(document: &mut Document, path: &str, source: &SourceName, names:
     }
 }
 
+/// Reports a source that is not there, or has nothing that could be set.
+fn check_settable(document: &mut Document, path: &str, source: &SourceName, names: &Names) {
+    check_name(document, path, Kind::Source, source.as_str(), names);
+    let found = names.0.as_ref().and_then(|declared| declared.sources.get(source.as_str()));
+    if let Some(found) = found.filter(|found| *found != "modbus") {
+        let what = format!("source `{source}` is a `{found}`, which has nothing that could be set");
+        document.refuse(path, what, "name a source of the kind `modbus`");
+    }
+}
+
 /// Reports a file that the agent could not read.
 fn check_file(document: &mut Document, path: &str, file: Option<&Path>) {
     let Some(file) = file else { return };
@@ -214,8 +224,16 @@ pub(super) fn check(config: &Config, names: &Names, limits: &Limits, document: &
     for (name, broker) in &config.mqtt {
         check_mqtt(broker, &format!("mqtt.{name}"), document);
     }
+    let mut devices = BTreeMap::new();
     for (name, source) in &config.source {
-        source.check(&format!("source.{name}.{}", source.kind()), document);
+        let path = format!("source.{name}.{}", source.kind());
+        source.check(&path, document);
+        if let Some((key, device)) = source.device()
+            && let Some(first) = devices.insert(device, name)
+        {
+            let what = format!("`{}` is the device of source `{first}` already", device.display());
+            document.refuse(&join(&path, key), what, format!("let triggers name `{first}`, and remove this one"));
+        }
     }
     if let Some(broker) = &config.embedded_broker {
         check_embedded(broker, document);

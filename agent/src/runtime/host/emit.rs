@@ -71,7 +71,8 @@ impl HostState {
     pub(super) fn hold(&mut self, bytes: usize) -> Result<(), String> {
         let (count_max, bytes_max) = (self.limits().effects_max, self.limits().effects_bytes_max);
         let effects = &self.call.effects;
-        let count = effects.publishes.len() + effects.records.len() + effects.key_values.len();
+        let count =
+            effects.publishes.len() + effects.records.len() + effects.key_values.len() + effects.field_writes.len();
         if count >= count_max {
             return Err(self.refuse(format!("one invocation may send and write `effects_max` = {count_max} times")));
         }

@@ -1,7 +1,9 @@
-//! What a function may call: `emit`, key-values, configuration, models and WASI 0.2. Everything is always linked; what is not
+//! What a function may call: `emit`, `control`, key-values, configuration, models and WASI 0.2. Everything is always linked; what is not
 //! granted is refused when it is called, with an error that names the capability.
 
+pub(super) mod chance;
 mod config;
+mod control;
 mod emit;
 pub(crate) mod keyvalue;
 pub(crate) mod log;
@@ -34,6 +36,7 @@ const INTERFACES: &[&str] = &[
 pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
     let mut linker = Linker::new(engine);
     emit::add_to_linker(&mut linker)?;
+    control::add_to_linker(&mut linker)?;
     keyvalue::add_to_linker(&mut linker)?;
     config::add_to_linker(&mut linker)?;
     nn::add_to_linker(&mut linker)?;

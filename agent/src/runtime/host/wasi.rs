@@ -9,12 +9,14 @@ use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
 use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
-use wasmtime_wasi::{FsPerms, HostWallClock, WasiCtx};
+use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, WasiCtx};
 
+use super::chance::Chance;
 use super::log::{Channel, Log};
 use super::state::HostState;
 use crate::clock::Clock;
 use crate::function::FunctionSpec;
+use crate::runtime::Services;
 use crate::trigger::file::mounted_at;
 
 /// Where a function finds its bundle, as in Lambda.
@@ -38,13 +40,21 @@ pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, HostState::filesystem)
 }
 
-/// What one instance of `spec` sees. `files`: whether it asks for files at all, since opening the folder costs a system call.
+/// What one instance of `spec` sees of `services`. `files`: whether it asks for files at all, since opening the folder costs a system call.
 ///
 /// # Errors
 /// When the bundle's folder or the layers cannot be opened.
-pub(crate) fn context(spec: &FunctionSpec, clock: &Clock, log: &Log, files: bool) -> wasmtime::Result<WasiCtx> {
+pub(crate) fn context(spec: &FunctionSpec, services: &Services, log: &Log, files: bool) -> wasmtime::Result<WasiCtx> {
     let mut builder = WasiCtx::builder();
+    let clock = &services.clock;
     builder.stdout(log.stream(Channel::Out)).stderr(log.stream(Channel::Err)).wall_clock(WallClock(clock.clone()));
+    if clock.is_held() {
+        builder.monotonic_clock(HeldClock(clock.clone()));
+    }
+    if let Chance::Seeded(numbers) = &services.chance {
+        let seed = u128::from(numbers.draw());
+        builder.secure_random(numbers.clone()).insecure_random(numbers.clone()).insecure_random_seed(seed);
+    }
     for (key, value) in &spec.environment {
         builder.env(key, value);
     }
@@ -77,5 +87,18 @@ impl HostWallClock for WallClock {
 
     fn now(&self) -> Duration {
         Duration::from_millis(self.0.now_ms())
+    }
+}
+
+/// Monotonic time where the clock is held.
+struct HeldClock(Clock);
+
+impl HostMonotonicClock for HeldClock {
+    fn resolution(&self) -> u64 {
+        1_000
+    }
+
+    fn now(&self) -> u64 {
+        self.0.looked_at_ns()
     }
 }

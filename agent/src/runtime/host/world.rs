@@ -1,6 +1,6 @@
 //! The Rust side of `functions/wit`, generated from it.
 
-/// `tidegate:function`: the handler and `emit`.
+/// `tidegate:function`: the handler, `emit` and `control`.
 pub(crate) mod function {
     wasmtime::component::bindgen!({
         path: "../functions/wit",

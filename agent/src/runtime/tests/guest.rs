@@ -18,11 +18,13 @@ const PRELUDE: &str = r#"
   (import "tidegate:function/emit@0.1.0" "publish"
     (func $emit_publish (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32)))
   (import "tidegate:function/emit@0.1.0" "append" (func $emit_append (param i32 i32 i32 i32 i32)))
+  (import "tidegate:function/control@0.1.0" "write" (func $control_write (param i32 i32 i32 i32 i32 i64 i32)))
   (import "wasi:cli/stderr@0.2.12" "get-stderr" (func $stderr (result i32)))
   (import "wasi:io/streams@0.2.12" "[method]output-stream.blocking-write-and-flush"
     (func $write (param i32 i32 i32 i32)))
   (import "wasi:clocks/monotonic-clock@0.2.12" "subscribe-duration" (func $after (param i64) (result i32)))
   (import "wasi:io/poll@0.2.12" "[method]pollable.block" (func $block (param i32)))
+  (import "wasi:random/random@0.2.12" "get-random-u64" (func $random (result i64)))
   (import "wasi:keyvalue/store@0.2.0-draft" "open" (func $open (param i32 i32 i32)))
   (import "wasi:keyvalue/store@0.2.0-draft" "[method]bucket.set" (func $set (param i32 i32 i32 i32 i32 i32)))
   (import "wasi:keyvalue/store@0.2.0-draft" "[method]bucket.get" (func $get (param i32 i32 i32 i32)))
@@ -65,6 +67,11 @@ const PRELUDE: &str = r#"
     (i32.load8_u (i32.const 1100)))
   (func $append (param $stream i32) (param $stream_bytes i32) (param $at i32) (param $bytes i32) (result i32)
     (call $emit_append (local.get $stream) (local.get $stream_bytes) (local.get $at) (local.get $bytes) (i32.const 1100))
+    (i32.load8_u (i32.const 1100)))
+  ;; To a whole number.
+  (func $set_point (param $source i32) (param $source_bytes i32) (param $point i32) (param $point_bytes i32) (param $value i64) (result i32)
+    (call $control_write (local.get $source) (local.get $source_bytes) (local.get $point) (local.get $point_bytes)
+      (i32.const 1) (local.get $value) (i32.const 1100))
     (i32.load8_u (i32.const 1100)))
   (func $data (param $event i32) (result i32) (i32.load (i32.add (local.get $event) (i32.const 68))))
   (func $data_bytes (param $event i32) (result i32) (i32.load (i32.add (local.get $event) (i32.const 72))))

@@ -52,7 +52,8 @@ impl Site {
         let streams = BTreeMap::from([(StreamName::parse("readings").unwrap(), StreamConfig::default())]);
         let journal = JournalConfig { streams, limits: Arc::clone(&limits) };
         let journal = Arc::new(Journal::open(&dir.path().join("journal"), journal, clock.clone()).unwrap());
-        let services = Services { models: Arc::new(Models::default()), journal, clock, limits };
+        let services =
+            Services { models: Arc::new(Models::default()), journal, clock, limits, chance: Chance::default() };
         Self { runtime: make(config, services).unwrap(), dir }
     }
 
@@ -116,7 +117,7 @@ pub(crate) fn host_state(models: Arc<Models>, limits: Arc<Limits>, capabilities:
     let spec = site.spec(b"", |spec| spec.capabilities = capabilities);
     let services = Services { models, limits, ..site.runtime.shared.services.as_ref().clone() };
     let log = host::log::Log::new(spec.name.clone(), 0);
-    let wasi = host::wasi::context(&spec, &services.clock, &log, false).unwrap();
+    let wasi = host::wasi::context(&spec, &services, &log, false).unwrap();
     HostState::new(spec, Arc::new(services), wasi, log)
 }
 

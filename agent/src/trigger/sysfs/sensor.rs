@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::{Preset, SysfsSource};
 use crate::trigger::pattern::is_name;
+use crate::trigger::rounded;
 
 /// What is read of a file: the kernel never writes more about one value.
 const VALUE_BYTES_MAX: u64 = 256;
-/// Digits of a value that say something.
-const DIGITS: usize = 12;
 
 /// Which files are those of sensors, below `/sys`.
 const THERMAL: &[&str] = &["class/thermal/thermal_zone*/temp"];
@@ -171,11 +170,6 @@ fn text(file: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     opened.take(VALUE_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
-}
-
-/// Without the dust of binary fractions: 48.123, not 48.123000000000005.
-fn rounded(value: f64) -> f64 {
-    format!("{value:.DIGITS$e}").parse().unwrap_or(value)
 }
 
 #[cfg(test)]

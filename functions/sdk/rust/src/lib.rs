@@ -21,7 +21,7 @@
 //! # fn main() {}
 //! ```
 //!
-//! What a handler sends ([`publish`], [`append`], [`kv`]) is held back until it succeeds, then committed together, and
+//! What a handler sends ([`publish`], [`append`], [`kv`], [`control`]) is held back until it succeeds, then committed together, and
 //! dropped when it fails. An event may come again, so a handler that remembers ([`kv`]) should recognise what it has
 //! counted. A panic ends the instance, with its message in the log. Handlers are tested where they are written, with
 //! [`testing`].
@@ -30,9 +30,11 @@
 //! [`now_ms`] for the time.
 
 pub mod config;
+pub mod control;
 mod emit;
 mod event;
 mod failure;
+pub mod fs;
 mod host;
 pub mod kv;
 mod log;

@@ -13,6 +13,7 @@
 //! assert_eq!(event.topic(), Ok("sensors/1/temp"));
 //! ```
 
+use crate::control::Value;
 use crate::emit::Message;
 use crate::event::Event;
 use crate::failure::Failure;
@@ -35,6 +36,13 @@ impl Host {
     #[must_use]
     pub fn with_config(mut self, name: &str, value: &str) -> Self {
         self.state.config.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With a file that the function may read.
+    #[must_use]
+    pub fn with_file(mut self, path: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.state.files.insert(path.to_owned(), content.into());
         self
     }
 
@@ -79,6 +87,12 @@ impl Host {
     pub fn appended(&self, stream: &str) -> Vec<&[u8]> {
         let of_stream = self.stored().appended.iter().filter(|(name, _)| name == stream);
         of_stream.map(|(_, data)| data.as_slice()).collect()
+    }
+
+    /// What a point of a source was set to so far.
+    pub fn written(&self, source: &str, point: &str) -> Vec<Value> {
+        let of_point = self.stored().written.iter().filter(|(of, name, _)| of == source && name == point);
+        of_point.map(|(.., value)| *value).collect()
     }
 
     /// The value of a key.

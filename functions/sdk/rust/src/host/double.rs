@@ -6,6 +6,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::control::Value;
 use crate::emit::Message;
 use crate::failure::Failure;
 use crate::model::Tensor;
@@ -18,6 +19,7 @@ pub(crate) type ModelDouble = Rc<dyn Fn(&[(&str, Tensor)]) -> Result<Vec<(String
 pub(crate) struct Stored {
     pub(crate) published: Vec<Message>,
     pub(crate) appended: Vec<(String, Vec<u8>)>,
+    pub(crate) written: Vec<(String, String, Value)>,
     pub(crate) key_values: BTreeMap<(String, String), Vec<u8>>,
 }
 
@@ -25,6 +27,7 @@ pub(crate) struct Stored {
 pub(crate) struct State {
     pub(crate) stored: Stored,
     pub(crate) config: BTreeMap<String, String>,
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
     pub(crate) models: BTreeMap<String, ModelDouble>,
     pub(crate) log: Vec<String>,
     pub(crate) time_ms: Option<u64>,
@@ -67,6 +70,12 @@ pub(crate) fn append(stream: &str, data: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the agent may refuse")]
+pub(crate) fn write(source: &str, point: &str, value: Value) -> Result<(), String> {
+    with(|state| state.stored.written.push((source.to_owned(), point.to_owned(), value)));
+    Ok(())
+}
+
 pub(crate) fn log(lines: &str) {
     with(|state| state.log.extend(lines.lines().map(str::to_owned)));
 }
@@ -92,6 +101,10 @@ pub(crate) fn config_get(name: &str) -> Result<Option<String>, Failure> {
 #[expect(clippy::unnecessary_wraps, reason = "the agent may fail")]
 pub(crate) fn config_all() -> Result<Vec<(String, String)>, Failure> {
     Ok(with(|state| state.config.clone()).into_iter().collect())
+}
+
+pub(crate) fn read_file(path: &str) -> Result<Vec<u8>, Failure> {
+    with(|state| state.files.get(path).cloned()).ok_or_else(|| Failure::reject("there is no such file"))
 }
 
 pub(crate) fn infer(model: &str, inputs: Vec<(&str, Tensor)>) -> Result<Vec<(String, Tensor)>, Failure> {

@@ -2,12 +2,14 @@
 
 use std::sync::Once;
 
+use crate::control::Value;
 use crate::emit::Message;
 use crate::event;
 use crate::failure::Failure;
 use crate::model::{Tensor, TensorKind};
 
-use bindings::tidegate::function::emit;
+use bindings::tidegate::function::{control, emit};
+use bindings::wasi::filesystem::{preopens, types as files};
 use bindings::wasi::keyvalue::{atomics, batch, store};
 use bindings::wasi::nn::{errors as nn_errors, graph, tensor as nn};
 
@@ -77,6 +79,15 @@ pub(crate) fn append(stream: &str, data: &[u8]) -> Result<(), String> {
     emit::append(stream, data)
 }
 
+pub(crate) fn write(source: &str, point: &str, value: Value) -> Result<(), String> {
+    let value = match value {
+        Value::Boolean(value) => control::Value::Boolean(value),
+        Value::Integer(value) => control::Value::Integer(value),
+        Value::Number(value) => control::Value::Number(value),
+    };
+    control::write(source, point, value)
+}
+
 pub(crate) fn log(lines: &str) {
     // The most that one call of `blocking-write-and-flush` may carry.
     const CHUNK: usize = 4096;
@@ -109,6 +120,41 @@ fn config_failure(error: bindings::wasi::config::store::Error) -> Failure {
     use bindings::wasi::config::store::Error;
     let (Error::Upstream(why) | Error::Io(why)) = error;
     Failure::Retry(why)
+}
+
+pub(crate) fn read_file(path: &str) -> Result<Vec<u8>, Failure> {
+    /// Most that one call asks for.
+    const CHUNK: u64 = 64 << 10;
+    let mounts = preopens::get_directories().into_iter().filter_map(|(folder, mount)| {
+        let below = path.strip_prefix(mount.trim_end_matches('/'))?.strip_prefix('/')?;
+        Some((below.len(), folder, below))
+    });
+    // Of mounts in mounts, the inner one.
+    let Some((_, folder, below)) = mounts.min_by_key(|(below, ..)| *below) else {
+        return Err(Failure::reject("it is in no folder that this function may read"));
+    };
+    let open =
+        folder.open_at(files::PathFlags::empty(), below, files::OpenFlags::empty(), files::DescriptorFlags::READ);
+    let file = open.map_err(file_failure)?;
+    let mut content = Vec::new();
+    loop {
+        let (mut chunk, is_end) = file.read(CHUNK, content.len() as u64).map_err(file_failure)?;
+        let is_end = is_end || chunk.is_empty();
+        content.append(&mut chunk);
+        if is_end {
+            return Ok(content);
+        }
+    }
+}
+
+fn file_failure(error: files::ErrorCode) -> Failure {
+    use files::ErrorCode;
+    match error {
+        ErrorCode::NoEntry | ErrorCode::NotDirectory => Failure::reject("there is no such file"),
+        ErrorCode::Access | ErrorCode::NotPermitted => Failure::reject("this function may not read it"),
+        ErrorCode::IsDirectory => Failure::reject("it is a folder"),
+        other => Failure::retry(other.message()),
+    }
 }
 
 #[derive(Debug)]

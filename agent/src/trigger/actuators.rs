@@ -1,0 +1,68 @@
+//! What can be set: sources that run and take orders. Dispatch gives them when a handler has succeeded, and nobody else does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::invocation::{FieldValue, FieldWrite};
+use crate::name::SourceName;
+use crate::receipt::NotKept;
+
+/// How long a source may take to run: after a start, or while a reload changes it.
+const STARTS_WITHIN: Duration = Duration::from_secs(2);
+
+/// One thing to be set.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "modbus"), expect(dead_code, reason = "no other kind takes orders"))]
+pub(crate) struct Order {
+    pub(super) point: String,
+    pub(super) value: FieldValue,
+    pub(super) done: oneshot::Sender<Result<(), NotKept>>,
+}
+
+/// The sources that take orders, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Actuators(Arc<watch::Sender<BTreeMap<SourceName, mpsc::Sender<Order>>>>);
+
+impl Actuators {
+    /// From now on `source` takes them, so many of which may wait.
+    pub(super) fn add(&self, source: SourceName, waiting_max: usize) -> mpsc::Receiver<Order> {
+        let (give, orders) = mpsc::channel(waiting_max);
+        self.0.send_modify(|sources| drop(sources.insert(source, give)));
+        orders
+    }
+
+    /// It takes no more.
+    pub(super) fn remove(&self, source: &SourceName) {
+        self.0.send_modify(|sources| drop(sources.remove(source)));
+    }
+
+    /// Does `writes` in their order.
+    ///
+    /// # Errors
+    /// With the first that could not be done. Those behind it are not tried.
+    pub(crate) async fn write(&self, writes: Vec<FieldWrite>) -> Result<(), NotKept> {
+        for FieldWrite { source, point, value } in writes {
+            let told = format!("`{point}` of source `{source}` could not be set");
+            let stopped = || NotKept::NotNow(format!("{told}: the source is being stopped"));
+            let Some(give) = self.way_to(&source).await else {
+                return Err(NotKept::NotNow(format!("{told}: no such source runs here")));
+            };
+            let (done, is_done) = oneshot::channel();
+            give.send(Order { point, value, done }).await.map_err(|_| stopped())?;
+            let result = is_done.await.map_err(|_| stopped())?;
+            result.map_err(|why| why.told(|why| format!("{told}: {why}")))?;
+        }
+        Ok(())
+    }
+
+    /// Where orders for `source` go, once it runs.
+    async fn way_to(&self, source: &SourceName) -> Option<mpsc::Sender<Order>> {
+        let mut sources = self.0.subscribe();
+        let runs = timeout(STARTS_WITHIN, sources.wait_for(|sources| sources.contains_key(source))).await;
+        runs.ok()?.ok()?.get(source).cloned()
+    }
+}

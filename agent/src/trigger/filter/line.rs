@@ -1,0 +1,126 @@
+//! The events of one topic that passed, in their order, until they have ended. What is left out stands behind them: it is settled
+//! when all have ended that passed before it.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use crate::receipt::{NotKept, Receipt};
+
+#[derive(Default)]
+pub(super) struct Line(Mutex<Places>);
+
+#[derive(Default)]
+struct Places {
+    /// Number of the front.
+    first: u64,
+    places: VecDeque<Place>,
+    /// Why one ended badly, the last time that one did.
+    failure: Option<NotKept>,
+}
+
+/// An event that passed.
+#[derive(Default)]
+struct Place {
+    ended: bool,
+    /// What was left out after it, and before the next one.
+    behind: Vec<Receipt>,
+}
+
+impl Line {
+    /// An event passes. Its number.
+    pub(super) fn join(&self) -> u64 {
+        let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        line.places.push_back(Place::default());
+        line.first + line.places.len() as u64 - 1
+    }
+
+    /// Has `receipt` settled when all have ended that passed until now. Whether it has to wait for that.
+    pub(super) fn stand_behind(&self, receipt: Receipt) -> bool {
+        let failure = {
+            let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match (line.failure.clone(), line.places.back_mut()) {
+                (None, Some(last)) => {
+                    last.behind.push(receipt);
+                    return true;
+                }
+                (failure, _) => failure,
+            }
+        };
+        receipt.settle(failure.map_or(Ok(()), Err));
+        false
+    }
+
+    /// Event `number` has ended. How many receipts were settled by that: when it ended badly, all behind it, since any may be of a
+    /// repetition of it.
+    pub(super) fn end(&self, number: u64, result: &Result<(), NotKept>) -> usize {
+        let (mut kept, mut failed) = (Vec::new(), Vec::new());
+        {
+            let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let Places { first, places, failure } = &mut *line;
+            let at = usize::try_from(number.saturating_sub(*first)).unwrap_or(usize::MAX);
+            if let Err(why) = result {
+                places.iter_mut().skip(at).for_each(|place| failed.append(&mut place.behind));
+                // Who was just going to stand behind it is too late. Nobody else comes: the line is forgotten with its topic.
+                *failure = Some(why.clone());
+            }
+            if let Some(place) = places.get_mut(at) {
+                place.ended = true;
+            }
+            while places.front().is_some_and(|front| front.ended) {
+                *first += 1;
+                kept.extend(places.pop_front().into_iter().flat_map(|front| front.behind));
+            }
+        }
+        // Outside of the lock: who hears of it may come back here at once.
+        let count = kept.len() + failed.len();
+        kept.into_iter().for_each(Receipt::keep);
+        failed.into_iter().for_each(|receipt| receipt.settle(result.clone()));
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    fn behind(line: &Line) -> Receiver<Result<(), NotKept>> {
+        let (sender, settled) = channel();
+        line.stand_behind(Receipt::new(move |result| drop(sender.send(result))));
+        settled
+    }
+
+    #[test]
+    fn what_is_left_out_waits_for_all_that_passed_before() {
+        let line = Line::default();
+        assert_eq!(behind(&line).try_recv(), Ok(Ok(())), "nothing is under way");
+        let (first, second) = (line.join(), line.join());
+        let left_out = behind(&line);
+        let third = line.join();
+        let last = behind(&line);
+        assert_eq!(line.end(second, &Ok(())), 0);
+        assert_eq!(line.end(third, &Ok(())), 0);
+        assert!(left_out.try_recv().is_err() && last.try_recv().is_err());
+        assert_eq!(line.end(first, &Ok(())), 2);
+        assert_eq!([left_out.try_recv(), last.try_recv()], [Ok(Ok(())), Ok(Ok(()))]);
+        assert_eq!(behind(&line).try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn what_stands_behind_a_failure_fails_at_once() {
+        let line = Line::default();
+        let first = line.join();
+        let before = behind(&line);
+        let second = line.join();
+        let (after, third) = (behind(&line), line.join());
+        let last = behind(&line);
+        let failure = Err(NotKept::from("disk full"));
+        assert_eq!(line.end(second, &failure), 2);
+        assert_eq!([after.try_recv(), last.try_recv()], [Ok(failure.clone()), Ok(failure.clone())]);
+        assert!(before.try_recv().is_err());
+        assert_eq!(behind(&line).try_recv(), Ok(failure), "it comes too late");
+        assert_eq!(line.end(third, &Ok(())) + line.end(first, &Ok(())), 1);
+        assert_eq!(before.try_recv(), Ok(Ok(())));
+    }
+}
