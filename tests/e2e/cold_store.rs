@@ -17,7 +17,7 @@ async fn one_function_serves_doors_machine_deliveries_clock_and_callers() -> any
     let server = Server::tcp(&plc, 0).await?;
     let (broker, api) = (e2e::free_port()?, SocketAddr::from(([127, 0, 0, 1], e2e::free_port()?)));
     let config = CONFIG
-        .replace("[gateway]\nname = \"cold-store\"\n", "")
+        .replace("[gateway]\nname = \"cold-store\"\nstate_dir = \"state\"\n", "")
         .replace("127.0.0.1:18830", &format!("127.0.0.1:{broker}"))
         .replace("127.0.0.1:8470", &api.to_string())
         .replace("127.0.0.1:15020", &server.address.to_string())
