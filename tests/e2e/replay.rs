@@ -202,15 +202,21 @@ async fn a_replay_has_the_time_of_the_recording_and_the_same_chance_each_time() 
 
 /// Counts events under one key, and returns the count as bytes.
 fn counter() -> Guest {
-    Guest::raw(
+    counter_that("")
+}
+
+/// The same, which does `then` with the count at 1416 before it publishes that.
+fn counter_that(then: &str) -> Guest {
+    let body = format!(
         "(if (i32.eqz (i32.load (i32.const 1300))) (then
             (call $open (i32.const 2048) (i32.const 1) (i32.const 1400))
             (i32.store (i32.const 1300) (i32.load (i32.const 1404)))))
          (call $increment (i32.load (i32.const 1300)) (i32.const 2049) (i32.const 1) (i64.const 1) (i32.const 1408))
+         {then}
          (drop (call $publish (i32.const 2050) (i32.const 9) (i32.const 1416) (i32.const 8)))
          (call $answer (i32.const 1416) (i32.const 8))",
-        "cnresults/a",
-    )
+    );
+    Guest::raw(&body, "cnresults/a")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,6 +230,26 @@ async fn a_replay_remembers_what_the_function_did_when_the_recording_began() -> 
     let folder = tempfile::tempdir()?;
     let (report, status) = replay(&version(folder.path(), "1.0.0", &counter())?, &file, &[])?;
     assert_eq!((status, &report["same"]), (Some(0), &3.into()), "{report}");
+    Ok(())
+}
+
+/// Nothing of such a run is kept, so that it is what it has read alone that makes it fail again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_failed_fails_in_its_replay() -> anyhow::Result<()> {
+    let full = counter_that(
+        "(if (i64.gt_u (i64.load (i32.const 1416)) (i64.const 2))
+            (then (return (call $fail (i32.const 1) (i32.const 2048) (i32.const 1)))))",
+    );
+    let folder = tempfile::tempdir()?;
+    let bundle = version(folder.path(), "1.0.0", &full)?;
+    let site = site(full).await?;
+    publish(&site, &["1", "2"]).await?;
+    site.device.take(2).await?;
+    let recorder = Recorder::start(&site.agent, "events.jsonl", &["--events", "2"]).await?;
+    publish(&site, &["3", "4"]).await?;
+    let (file, _) = recorder.ends().await?;
+    let (report, status) = replay(&bundle, &file, &[])?;
+    assert_eq!((status, &report["same"]), (Some(0), &2.into()), "{report}");
     Ok(())
 }
 

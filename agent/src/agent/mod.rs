@@ -231,8 +231,9 @@ impl Agent {
         }
         let mut site = parts.site.lock().await;
         site.stop_triggers();
-        parts.sources.stop().await;
+        parts.sources.hush().await;
         parts.dispatcher.drain(DRAIN_PATIENCE).await;
+        parts.sources.stop().await;
         parts.outlets.stop(DISCONNECT_PATIENCE).await;
         site.stop_links(DISCONNECT_PATIENCE).await;
         if let Some(exporter) = exporter {

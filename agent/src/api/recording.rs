@@ -53,7 +53,9 @@ pub(super) async fn follow(State(shared): Agent, uri: Uri) -> Result<Response, A
             if let Some(begun) = begun {
                 return Some((Ok::<_, Infallible>(begun), (None, recording)));
             }
+            // What waits already is told before the agent stops.
             let heard = tokio::select! {
+                biased;
                 heard = recording.next() => heard?,
                 () = stop.cancelled() => return None,
             };

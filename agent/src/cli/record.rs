@@ -11,7 +11,7 @@ use super::output::{self, Errors, Output};
 use super::run::signals;
 use crate::name::FunctionName;
 use crate::recording::line;
-use crate::recording::ring::{Kept, Ring};
+use crate::recording::ring::{self, Kept, Ring};
 use crate::units::{ByteSize, Span};
 
 /// Keeps events as functions get them, with what came of each, for `tidegate replay`
@@ -55,11 +55,26 @@ pub(super) async fn run(args: &RecordArgs) -> anyhow::Result<()> {
         let what = format!("`{}` is there already", file.display());
         return Err(Failure::wrong(what, "name another file, or remove it").into());
     }
+    if let Some(part) = file.map(ring::part_of).filter(|part| part.exists()) {
+        let what = format!("`{}` is there already: of a recording that runs, or was killed", part.display());
+        let hint = format!("what a kill left is all there: `cat {}/* > FILE`, then remove the folder", part.display());
+        return Err(Failure::wrong(what, hint).into());
+    }
     let functions = args.functions.iter().map(FunctionName::as_str).collect::<Vec<_>>().join(",");
     let path = format!("/v1/recording?functions={functions}&triggers={}", args.triggers.join(","));
     let [mut terminate, mut interrupt] = signals()?;
     let mut client = args.agent.connect().await?;
-    let mut tape = Tape { args, file, ring: None, events: 0, bytes: 0, missed: 0, failed: None, is_done: false };
+    let mut tape = Tape {
+        args,
+        file,
+        ring: None,
+        events: 0,
+        bytes: 0,
+        missed: 0,
+        failed: None,
+        is_unheard: false,
+        is_done: false,
+    };
     let ended = tokio::select! {
         ended = client.lines(&path, |line| tape.take(line)) => ended,
         () = tokio::time::sleep(args.time.map_or(Duration::MAX, |time| time.0)) => { tape.is_done = true; Ok(()) }
@@ -80,6 +95,8 @@ struct Tape<'a> {
     bytes: u64,
     missed: u64,
     failed: Option<std::io::Error>,
+    /// Whether whoever read stdout has gone.
+    is_unheard: bool,
     /// Whether it ended because it was to.
     is_done: bool,
 }
@@ -92,7 +109,7 @@ impl Tape<'_> {
             return false;
         }
         let is_full = self.file.is_none() && self.bytes >= self.args.max_bytes.0;
-        self.is_done = is_full || self.args.events.is_some_and(|events| self.events >= events);
+        self.is_done = is_full || self.is_unheard || self.args.events.is_some_and(|events| self.events >= events);
         !self.is_done
     }
 
@@ -109,7 +126,14 @@ impl Tape<'_> {
         let events = u64::from(missed.is_none());
         match &mut self.ring {
             Some(ring) => ring.write(line, events)?,
-            None => Output::line(line)?,
+            None => match Output::piece(format!("{line}\n").as_bytes()) {
+                // Nobody reads on: `| head`, or a laptop that has gone.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                    self.is_unheard = true;
+                    return Ok(());
+                }
+                written => written?,
+            },
         }
         self.bytes += line.len() as u64 + 1;
         self.events += events;
@@ -118,7 +142,7 @@ impl Tape<'_> {
     }
 
     fn end(self, ended: Result<(), crate::api::client::ClientError>) -> anyhow::Result<()> {
-        let Self { args, file, ring, events, bytes, missed, failed, is_done } = self;
+        let Self { args, file, ring, events, bytes, missed, failed, is_done, .. } = self;
         let is_begun = ring.is_some() || events > 0;
         let kept = match (ring, file) {
             (Some(ring), Some(file)) => ring.finish().with_context(|| format!("cannot finish `{}`", file.display()))?,

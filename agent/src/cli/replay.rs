@@ -105,8 +105,14 @@ fn open(file: &Path, limits: &Limits) -> std::io::Result<(Box<dyn BufRead>, u64)
 async fn load(args: &ReplayArgs, bundle: &Path, state: &Path, limits: &Limits) -> anyhow::Result<Version> {
     let mut resolved = resolve_alone(bundle, &args.layers, state, limits).map_err(super::wrong_bundle)?;
     resolved.spec.environment.extend(args.environment.iter().cloned());
-    let models = throwaway::models(&resolved.spec, &args.models).await?;
-    Version::load(resolved.spec, models).await
+    let loaded = async {
+        let models = throwaway::models(&resolved.spec, &args.models).await?;
+        Version::load(resolved.spec, models).await
+    };
+    loaded.await.map_err(|error| {
+        // Not the same as one that does something else.
+        Failure::wrong(format!("`{}` cannot be run", bundle.display()), "").caused_by(error).into()
+    })
 }
 
 /// Status 0 when all came out the same, 1 when something did not, 2 when nothing ran.

@@ -145,7 +145,7 @@ pub(super) async fn commit(
     pending.item.settle_in(&mut batch);
     let (mut posted, mut direct) = (Posted::default(), Direct::default());
     let to_outbox = match pending.item.reply {
-        Reply::Answer(_) => inner.outlets.wait_for_a_broker(&publishes),
+        Reply::Answer(_) => inner.outlets.wait_for_a_broker(&publishes) || inner.outlets.holds_up(&publishes),
         Reply::Receipt(_) => pending.item.turn.is_some() && inner.outlets.holds_up(&publishes),
     };
     if batch.is_empty() && !to_outbox {

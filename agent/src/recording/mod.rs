@@ -98,7 +98,11 @@ impl Came {
         let field_writes = field_writes.iter().map(|write| write.point.len() + 64);
         let publishes = publishes.iter().map(|publish| publish.topic.len() + publish.data.len());
         let records = records.iter().map(|(_, data)| data.len());
-        self.result.len() + field_writes.chain(publishes).chain(records).sum::<usize>() + key_value_bytes(key_values)
+        let why = self.why.as_ref().map_or(0, String::len);
+        self.result.len()
+            + why
+            + field_writes.chain(publishes).chain(records).sum::<usize>()
+            + key_value_bytes(key_values)
     }
 }
 
@@ -107,7 +111,17 @@ impl Recorded {
     pub fn bytes(&self) -> usize {
         let run = self.run.as_ref().map_or(0, |run| run.came.bytes() + key_value_bytes(&run.reads));
         let attributes = self.event.attributes.iter().map(|(name, value)| name.len() + value.len());
-        512 + self.event.data.len() + attributes.sum::<usize>() + run
+        let Event { id, source, kind, subject, content_type, trace_parent, data, .. } = &*self.event;
+        let texts = [
+            Some(&**id),
+            Some(source),
+            Some(kind),
+            subject.as_deref(),
+            content_type.as_deref(),
+            trace_parent.as_deref(),
+        ];
+        let texts = texts.into_iter().flatten().map(str::len);
+        512 + data.len() + texts.sum::<usize>() + attributes.sum::<usize>() + run
     }
 }
 

@@ -10,6 +10,13 @@ use std::path::{Path, PathBuf};
 /// How many parts the budget has: what goes at once is one of them.
 const SEGMENTS: u64 = 8;
 
+/// The folder that is there while `file` is recorded.
+pub fn part_of(file: &Path) -> PathBuf {
+    let mut folder = file.as_os_str().to_owned();
+    folder.push(".part");
+    folder.into()
+}
+
 /// Keeps the newest lines that were written to it. Only its owner may read them: events tell of people.
 #[derive(Debug)]
 pub struct Ring {
@@ -51,9 +58,7 @@ impl Ring {
         if file.exists() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file is there already"));
         }
-        let mut folder = file.as_os_str().to_owned();
-        folder.push(".part");
-        let folder = PathBuf::from(folder);
+        let folder = part_of(file);
         DirBuilder::new().mode(0o700).create(&folder).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => {
                 let what = format!("`{}` is there already: of a recording that was killed, or runs", folder.display());

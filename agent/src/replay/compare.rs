@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::invocation::{Effects, KeyValueWrite, Publish};
+use crate::invocation::{Effects, FieldValue, FieldWrite, KeyValueWrite, Publish};
 use crate::recording::Came;
 use crate::throwaway::is_same;
 
@@ -54,7 +54,7 @@ pub(crate) fn differences(before: &Came, after: &Came) -> Vec<What> {
     let old = &before.effects;
     let differs = [
         (What::Result, !is_same(&after.result, &before.result)),
-        (What::FieldWrites, old.field_writes != *field_writes),
+        (What::FieldWrites, !are_same(&old.field_writes, field_writes, same_field_write)),
         (What::Publishes, !are_same(&old.publishes, publishes, same_publish)),
         (What::Records, !are_same(&old.records, records, |a, b| a.0 == b.0 && is_same(&b.1, &a.1))),
         (What::KeyValues, !are_same(&old.key_values, key_values, same_value)),
@@ -64,6 +64,17 @@ pub(crate) fn differences(before: &Came, after: &Came) -> Vec<What> {
 
 fn are_same<T>(before: &[T], after: &[T], is_same: impl Fn(&T, &T) -> bool) -> bool {
     before.len() == after.len() && before.iter().zip(after).all(|(before, after)| is_same(before, after))
+}
+
+/// A number that was read back from JSON may be off by its last bit.
+fn same_field_write(before: &FieldWrite, after: &FieldWrite) -> bool {
+    let is_same_value = match (before.value, after.value) {
+        (FieldValue::Number(before), FieldValue::Number(after)) => {
+            (before - after).abs() <= 2.0 * f64::EPSILON * before.abs().max(after.abs())
+        }
+        (before, after) => before == after,
+    };
+    before.source == after.source && before.point == after.point && is_same_value
 }
 
 fn same_publish(before: &Publish, after: &Publish) -> bool {

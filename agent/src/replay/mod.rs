@@ -8,10 +8,11 @@
 mod compare;
 mod report;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use self::report::{Difference, Latency, Report, Side};
@@ -28,6 +29,13 @@ use crate::recording::{Came, Recorded, Run};
 use crate::runtime::{Chance, Instance};
 use crate::throwaway::Throwaway;
 
+/// Bucket and key.
+type Place = (String, String);
+
+fn place(value: &KeyValueWrite) -> Place {
+    (value.bucket.clone(), value.key.clone())
+}
+
 /// A version of a function, in a world of its own.
 #[derive(Debug)]
 pub(crate) struct Version {
@@ -36,8 +44,10 @@ pub(crate) struct Version {
     chance: Chance,
     /// The instance that serves one event after the other, as on a gateway.
     warm: Option<Instance>,
-    /// Keys that it has written, or that are as they were recorded.
-    known: HashSet<(String, String)>,
+    /// What each key held last, as far as the recording says.
+    recorded: HashMap<Place, Option<Bytes>>,
+    /// Keys that it has written.
+    written: HashSet<Place>,
     handler: Histogram,
 }
 
@@ -46,7 +56,8 @@ impl Version {
     pub(crate) async fn load(spec: FunctionSpec, models: Arc<Models>) -> anyhow::Result<Self> {
         let (clock, chance) = (Clock::held_at(0), Chance::seeded());
         let function = Throwaway::within(spec, models, clock.clone(), chance.clone()).await?;
-        Ok(Self { function, clock, chance, warm: None, known: HashSet::new(), handler: Histogram::default() })
+        let (warm, recorded, written, handler) = Default::default();
+        Ok(Self { function, clock, chance, warm, recorded, written, handler })
     }
 
     /// Its function.
@@ -71,30 +82,33 @@ impl Version {
             }
             Err(outcome) => (outcome, Effects::default()),
         };
-        self.remember(&effects).await?;
+        if let Some(run) = run {
+            // What this run left behind on the gateway, as far as it was kept there: the next one that reads it says.
+            self.recorded.extend(run.came.effects.key_values.iter().map(|write| (place(write), write.value.clone())));
+        }
+        self.written.extend(effects.key_values.iter().map(place));
+        self.keep(effects.key_values.clone()).await?;
         Ok(Came::of(&outcome, &effects))
     }
 
-    /// What it had read when it was recorded it finds again, unless it has written it since.
+    /// What it had read when it was recorded it finds again: unless it has written that itself, and nobody else did meanwhile whose run is
+    /// not in the recording.
     async fn recall(&mut self, run: &Run) -> anyhow::Result<()> {
         let mut writes = Vec::new();
         for read in &run.reads {
-            if self.known.insert((read.bucket.clone(), read.key.clone())) && read.value.is_some() {
-                writes.push(read.clone());
-            }
+            let is_news = match self.recorded.insert(place(read), read.value.clone()) {
+                Some(held) => held != read.value,
+                None => read.value.is_some() && !self.written.contains(&place(read)),
+            };
+            writes.extend(is_news.then(|| read.clone()));
         }
-        if writes.is_empty() { Ok(()) } else { self.keep(writes).await }
-    }
-
-    async fn remember(&mut self, effects: &Effects) -> anyhow::Result<()> {
-        if effects.key_values.is_empty() {
-            return Ok(());
-        }
-        self.known.extend(effects.key_values.iter().map(|write| (write.bucket.clone(), write.key.clone())));
-        self.keep(effects.key_values.clone()).await
+        self.keep(writes).await
     }
 
     async fn keep(&self, writes: Vec<KeyValueWrite>) -> anyhow::Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
         match self.function.remember(writes).await {
             // As on a gateway, which keeps nothing of such a run.
             Err(JournalError::KeyValuesFull { .. } | JournalError::KeyValueTooLarge { .. }) => Ok(()),

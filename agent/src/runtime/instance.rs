@@ -132,7 +132,11 @@ impl Instance {
             Ok(Ok(Ok(value))) => (Outcome::Succeeded(Bytes::from(value)), true),
         };
         let Call { effects, inference, .. } = std::mem::take(&mut state.call);
-        let effects = if matches!(outcome, Outcome::Succeeded(_)) { effects } else { Effects::default() };
+        // What it read led to its failure; what it wanted done is not done.
+        let effects = match outcome {
+            Outcome::Succeeded(_) => effects,
+            _ => Effects { reads: effects.reads, ..Effects::default() },
+        };
         Invoked { outcome, effects, timings: Timings { cold_start: None, handler, inference }, reusable }
     }
 }

@@ -23,6 +23,16 @@ pub(crate) struct Order {
     pub(super) done: oneshot::Sender<Result<(), NotKept>>,
 }
 
+/// How an order went.
+enum Ordered {
+    /// The source has tried.
+    Done(Result<(), NotKept>),
+    /// It ended meanwhile.
+    Gone,
+    /// It does not run.
+    Nowhere,
+}
+
 /// The sources that take orders, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Actuators(Arc<watch::Sender<BTreeMap<SourceName, mpsc::Sender<Order>>>>);
@@ -45,18 +55,30 @@ impl Actuators {
     /// # Errors
     /// With the first that could not be done. Those behind it are not tried.
     pub(crate) async fn write(&self, writes: Vec<FieldWrite>) -> Result<(), NotKept> {
-        for FieldWrite { source, point, value } in writes {
-            let told = format!("`{point}` of source `{source}` could not be set");
-            let stopped = || NotKept::NotNow(format!("{told}: the source is being stopped"));
-            let Some(give) = self.way_to(&source).await else {
-                return Err(NotKept::NotNow(format!("{told}: no such source runs here")));
+        for write in writes {
+            let result = match self.order(&write).await {
+                // A reload had it begin anew. What may have been set is set once more.
+                Ordered::Gone => self.order(&write).await,
+                ordered => ordered,
             };
-            let (done, is_done) = oneshot::channel();
-            give.send(Order { point, value, done }).await.map_err(|_| stopped())?;
-            let result = is_done.await.map_err(|_| stopped())?;
-            result.map_err(|why| why.told(|why| format!("{told}: {why}")))?;
+            let FieldWrite { source, point, .. } = &write;
+            let told = |why: &str| format!("`{point}` of source `{source}` could not be set: {why}");
+            match result {
+                Ordered::Done(result) => result.map_err(|why| why.told(|why| told(&why)))?,
+                Ordered::Gone => return Err(NotKept::NotNow(told("the source is being stopped"))),
+                Ordered::Nowhere => return Err(NotKept::NotNow(told("no such source runs here"))),
+            }
         }
         Ok(())
+    }
+
+    async fn order(&self, FieldWrite { source, point, value }: &FieldWrite) -> Ordered {
+        let Some(give) = self.way_to(source).await else { return Ordered::Nowhere };
+        let (done, is_done) = oneshot::channel();
+        if give.send(Order { point: point.clone(), value: *value, done }).await.is_err() {
+            return Ordered::Gone;
+        }
+        is_done.await.map_or(Ordered::Gone, Ordered::Done)
     }
 
     /// Where orders for `source` go, once it runs.

@@ -11,7 +11,7 @@
 //! - A reload leaves those alone that are as they were.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -186,14 +186,31 @@ impl Sources {
         Running { config, board, stop, task }
     }
 
-    /// Makes no more events, and lets go of ports, files and programs.
+    /// Makes no more events. What functions set until [`Sources::stop`] is set.
+    pub(crate) async fn hush(&self) {
+        let ended = {
+            let mut running = self.running();
+            let ended: Vec<_> = running.extract_if(.., |_, source| !source.config.takes_orders()).collect();
+            for source in running.values() {
+                source.board.routes.write().unwrap_or_else(PoisonError::into_inner).clear();
+            }
+            ended
+        };
+        self.end(ended).await;
+    }
+
+    /// Lets go of ports, files and programs.
     pub(crate) async fn stop(&self) {
         let running = std::mem::take(&mut *self.running());
-        for (name, source) in &running {
+        self.end(running.into_iter().collect()).await;
+    }
+
+    async fn end(&self, sources: Vec<(SourceName, Running)>) {
+        for (name, source) in &sources {
             self.actuators.remove(name);
             source.stop.cancel();
         }
-        let all = futures_util::future::join_all(running.into_values().map(|source| source.task));
+        let all = futures_util::future::join_all(sources.into_iter().map(|(_, source)| source.task));
         // What is not done then ends with the process.
         let _ = timeout(STOP_PATIENCE, all).await;
     }
@@ -226,7 +243,7 @@ pub(super) struct Observed {
 
 /// What was handed on, and is not known to be safe yet.
 #[derive(Debug, Default)]
-pub(super) struct Handed(Vec<oneshot::Receiver<Result<(), NotKept>>>);
+pub(super) struct Handed(VecDeque<oneshot::Receiver<Result<(), NotKept>>>);
 
 impl Handed {
     /// Adds what was handed on with it.
@@ -236,9 +253,9 @@ impl Handed {
 
     /// How it went, once every function has committed or parked it.
     pub(super) async fn settled(&mut self) -> Result<(), NotKept> {
-        while let Some(waiting) = self.0.last_mut() {
+        while let Some(waiting) = self.0.front_mut() {
             let result = waiting.await;
-            self.0.pop();
+            self.0.pop_front();
             result.unwrap_or_else(|_| Err(NotKept::from("it was abandoned")))?;
         }
         Ok(())
@@ -289,8 +306,18 @@ impl Outlet {
         routes.iter().any(|listener| is_for(&listener.trigger.kind))
     }
 
+    /// Hands `observed` to each function, and waits until all have room for it. For sources that cannot hand it on once more.
+    pub(super) async fn tell(&self, observed: Observed) {
+        drop(self.hand(observed, false, |_| true).await);
+    }
+
     /// Hands `observed` to each function with a trigger that it is for, and waits until all have room for it.
     pub(super) async fn hand_on(&self, observed: Observed, is_for: impl Fn(&TriggerKind) -> bool) -> Handed {
+        self.hand(observed, true, is_for).await
+    }
+
+    /// `again`: whether what is not kept is handed on once more, so that what a filter leaves out must not be settled before that is known.
+    async fn hand(&self, observed: Observed, again: bool, is_for: impl Fn(&TriggerKind) -> bool) -> Handed {
         self.board.events.fetch_add(1, Ordering::Relaxed);
         let bytes = (EVENT_BYTES + observed.data.len()).min(self.bytes_max);
         let functions = self.wanted(is_for);
@@ -306,7 +333,7 @@ impl Outlet {
             ..Event::default()
         });
         let opened = Opened::new(&event);
-        let mut handed = Vec::with_capacity(functions.len());
+        let mut handed = VecDeque::with_capacity(functions.len());
         for (function, filters) in functions {
             let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
             // The semaphore is never closed.
@@ -320,13 +347,13 @@ impl Outlet {
                     let _ = settled.send(result);
                     drop(held);
                 });
-                let Some(receipt) = filter::admit(&filters, &opened, true, receipt) else {
-                    handed.push(waiting);
+                let Some(receipt) = filter::admit(&filters, &opened, again, receipt) else {
+                    handed.push_back(waiting);
                     break;
                 };
                 match self.submit.submit(&function, Arc::clone(&event), Delivery::AtLeastOnce, receipt) {
                     Ok(()) => {
-                        handed.push(waiting);
+                        handed.push_back(waiting);
                         break;
                     }
                     Err(Refused::Full { .. }) => sleep(NO_ROOM).await,

@@ -10,7 +10,7 @@ mod actions;
 mod assets;
 mod pages;
 mod rates;
-mod session;
+pub(super) mod session;
 mod view;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -11,7 +11,7 @@ use super::ROOT;
 use crate::clock::Clock;
 
 /// The cookie's name.
-const COOKIE_NAME: &str = "tidegate-console";
+pub(in crate::api) const COOKIE_NAME: &str = "tidegate-console";
 /// A working day.
 const LASTS: Duration = Duration::from_secs(12 * 3600);
 

@@ -13,6 +13,11 @@ pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
 
 impl control::Host for HostState {
     fn write(&mut self, source: String, point: String, value: control::Value) -> Result<(), String> {
+        if let control::Value::Number(number) = value
+            && !number.is_finite()
+        {
+            return Err(self.refuse(format!("`{point}` cannot be set to {number}")));
+        }
         let name = SourceName::parse(&source).map_err(|error| self.refuse(error.to_string()))?;
         self.spec.capabilities.may_set(&source).map_err(|capability| self.deny(capability))?;
         self.hold(point.len())?;

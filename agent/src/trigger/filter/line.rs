@@ -1,7 +1,7 @@
 //! The events of one topic that passed, in their order, until they have ended. What is left out stands behind them: it is settled
 //! when all have ended that passed before it.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::receipt::{NotKept, Receipt};
@@ -11,36 +11,31 @@ pub(super) struct Line(Mutex<Places>);
 
 #[derive(Default)]
 struct Places {
-    /// Number of the front.
-    first: u64,
-    places: VecDeque<Place>,
+    /// Number of the next event that passes.
+    next: u64,
+    /// Those that have not ended, each with what was left out after it and before the next of them.
+    open: BTreeMap<u64, Vec<Receipt>>,
     /// Why one ended badly, the last time that one did.
     failure: Option<NotKept>,
-}
-
-/// An event that passed.
-#[derive(Default)]
-struct Place {
-    ended: bool,
-    /// What was left out after it, and before the next one.
-    behind: Vec<Receipt>,
 }
 
 impl Line {
     /// An event passes. Its number.
     pub(super) fn join(&self) -> u64 {
         let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        line.places.push_back(Place::default());
-        line.first + line.places.len() as u64 - 1
+        let number = line.next;
+        line.next += 1;
+        line.open.insert(number, Vec::new());
+        number
     }
 
     /// Has `receipt` settled when all have ended that passed until now. Whether it has to wait for that.
     pub(super) fn stand_behind(&self, receipt: Receipt) -> bool {
         let failure = {
             let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match (line.failure.clone(), line.places.back_mut()) {
-                (None, Some(last)) => {
-                    last.behind.push(receipt);
+            match (line.failure.clone(), line.open.values_mut().next_back()) {
+                (None, Some(behind)) => {
+                    behind.push(receipt);
                     return true;
                 }
                 (failure, _) => failure,
@@ -53,28 +48,22 @@ impl Line {
     /// Event `number` has ended. How many receipts were settled by that: when it ended badly, all behind it, since any may be of a
     /// repetition of it.
     pub(super) fn end(&self, number: u64, result: &Result<(), NotKept>) -> usize {
-        let (mut kept, mut failed) = (Vec::new(), Vec::new());
-        {
+        let settled = {
             let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let Places { first, places, failure } = &mut *line;
-            let at = usize::try_from(number.saturating_sub(*first)).unwrap_or(usize::MAX);
+            let Places { open, failure, .. } = &mut *line;
+            let mut behind = open.remove(&number).unwrap_or_default();
             if let Err(why) = result {
-                places.iter_mut().skip(at).for_each(|place| failed.append(&mut place.behind));
+                open.range_mut(number..).for_each(|(_, later)| behind.append(later));
                 // Who was just going to stand behind it is too late. Nobody else comes: the line is forgotten with its topic.
                 *failure = Some(why.clone());
+            } else if let Some((_, before)) = open.range_mut(..number).next_back() {
+                before.append(&mut behind);
             }
-            if let Some(place) = places.get_mut(at) {
-                place.ended = true;
-            }
-            while places.front().is_some_and(|front| front.ended) {
-                *first += 1;
-                kept.extend(places.pop_front().into_iter().flat_map(|front| front.behind));
-            }
-        }
+            behind
+        };
         // Outside of the lock: who hears of it may come back here at once.
-        let count = kept.len() + failed.len();
-        kept.into_iter().for_each(Receipt::keep);
-        failed.into_iter().for_each(|receipt| receipt.settle(result.clone()));
+        let count = settled.len();
+        settled.into_iter().for_each(|receipt| receipt.settle(result.clone()));
         count
     }
 }
@@ -122,5 +111,17 @@ mod tests {
         assert_eq!(behind(&line).try_recv(), Ok(failure), "it comes too late");
         assert_eq!(line.end(third, &Ok(())) + line.end(first, &Ok(())), 1);
         assert_eq!(before.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn those_that_have_ended_take_no_room() {
+        let line = Line::default();
+        let first = line.join();
+        for _ in 0..1_000 {
+            let number = line.join();
+            line.end(number, &Ok(()));
+        }
+        assert_eq!(line.0.lock().unwrap().open.len(), 1);
+        assert_eq!(line.end(first, &Ok(())), 0);
     }
 }

@@ -65,18 +65,19 @@ impl<'a> Access<'a> {
             Place::Discrete(address) => Request::ReadDiscreteInputs(address, count),
         };
         let count = usize::from(count);
-        match self.call(unit_id, &request).await? {
+        let take = |answer| match answer {
             Response::ReadHoldingRegisters(words) | Response::ReadInputRegisters(words) if words.len() == count => {
-                Ok(Answer::Words(words))
+                Some(Answer::Words(words))
             }
             // Filled up to whole bytes.
             Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits)
                 if bits.len() == count.next_multiple_of(8) =>
             {
-                Ok(Answer::Bits(bits))
+                Some(Answer::Bits(bits))
             }
-            _ => Err(Failure::Broken("it answers with more or less than was asked for".to_owned())),
-        }
+            _ => None,
+        };
+        self.call(unit_id, &request, take).await
     }
 
     /// Sets registers of a unit.
@@ -84,11 +85,17 @@ impl<'a> Access<'a> {
     /// # Errors
     /// With why they are perhaps not set.
     pub(super) async fn write_registers(&self, unit_id: u8, address: u16, words: Vec<u16>) -> Result<(), Failure> {
-        let request = match words[..] {
-            [word] => Request::WriteSingleRegister(address, word),
-            _ => Request::WriteMultipleRegisters(address, words.into()),
+        let count = words.len();
+        let (request, word) = match words[..] {
+            [word] => (Request::WriteSingleRegister(address, word), word),
+            _ => (Request::WriteMultipleRegisters(address, words.into()), 0),
         };
-        self.call(unit_id, &request).await.map(drop)
+        let take = |answer| match answer {
+            Response::WriteSingleRegister(set, to) => (count == 1 && set == address && to == word).then_some(()),
+            Response::WriteMultipleRegisters(set, of) => (usize::from(of) == count && set == address).then_some(()),
+            _ => None,
+        };
+        self.call(unit_id, &request, take).await
     }
 
     /// Sets a coil of a unit.
@@ -96,10 +103,20 @@ impl<'a> Access<'a> {
     /// # Errors
     /// With why it is perhaps not set.
     pub(super) async fn write_coil(&self, unit_id: u8, address: u16, on: bool) -> Result<(), Failure> {
-        self.call(unit_id, &Request::WriteSingleCoil(address, on)).await.map(drop)
+        let take = |answer| match answer {
+            Response::WriteSingleCoil(set, to) => (set == address && to == on).then_some(()),
+            _ => None,
+        };
+        self.call(unit_id, &Request::WriteSingleCoil(address, on), take).await
     }
 
-    async fn call(&self, unit_id: u8, request: &Request<'static>) -> Result<Response, Failure> {
+    /// `take` has what it wants of the answer to `request`, or finds that it is the answer to something else.
+    async fn call<T>(
+        &self,
+        unit_id: u8,
+        request: &Request<'static>,
+        take: impl FnOnce(Response) -> Option<T>,
+    ) -> Result<T, Failure> {
         let mut line = self.line.lock().await;
         let mut answer = self.once(&mut line, unit_id, request).await;
         if matches!(answer, Err(Failure::Closed)) {
@@ -107,6 +124,9 @@ impl<'a> Access<'a> {
             *line = None;
             answer = self.once(&mut line, unit_id, request).await;
         }
+        let answer = answer.and_then(|answer| {
+            take(answer).ok_or_else(|| Failure::Broken("it answers something else than was asked".to_owned()))
+        });
         if matches!(answer, Err(Failure::Closed | Failure::Broken(_))) {
             // What comes late must not be taken for the answer to something else.
             *line = None;

@@ -140,6 +140,11 @@ impl ModbusSource {
                 document.refuse_key(&path, what, "give each its own name");
             }
             register.check(&path, self.at_once, document);
+            let unit_id = register.unit_id.unwrap_or(self.unit_id);
+            if matches!(self.link, Link::Rtu(_)) && !(1..=247).contains(&unit_id) {
+                let what = format!("{unit_id} is the address of no device at a serial line");
+                document.refuse(&join(&path, "unit_id"), what, "write the one of the device, from 1 to 247");
+            }
         }
     }
 }

@@ -86,7 +86,7 @@ impl Poll<'_> {
             self.told.get(i).is_none_or(|told| value.differs(told, deadband))
         };
         if !values.is_empty() && (self.access.source.when == When::Always || values.iter().any(is_new)) {
-            drop(self.outlet.hand_on(observed(self.access.source, &values), |_| true).await);
+            self.outlet.tell(observed(self.access.source, &values)).await;
             self.told.append(&mut values);
         }
     }

@@ -73,6 +73,14 @@ pub(super) fn to_words(
     orders: (ByteOrder, ByteOrder),
 ) -> Result<Vec<u16>, String> {
     let unfit = || format!("{value} does not fit its type");
+    let halves = |bytes: [u8; 2]| match orders.1 {
+        ByteOrder::Big => u16::from_be_bytes(bytes),
+        ByteOrder::Little => u16::from_le_bytes(bytes),
+    };
+    if register.value_type() == ValueType::Bool {
+        let FieldValue::Boolean(on) = value else { return Err(format!("{value} is neither true nor false")) };
+        return Ok(vec![halves(u16::from(on).to_be_bytes())]);
+    }
     let is_scaled = register.scale != 1.0 || register.offset != 0.0;
     let number = match value {
         FieldValue::Boolean(_) => return Err(format!("{value} is no number")),
@@ -80,7 +88,9 @@ pub(super) fn to_words(
         FieldValue::Integer(number) => number as f64,
         FieldValue::Number(number) => number,
     };
-    let raw = if is_scaled { rounded(number / register.scale - register.offset) } else { number };
+    let raw = if is_scaled { number / register.scale - register.offset } else { number };
+    // Whole numbers are rounded to one anyway.
+    let fraction = |raw| if is_scaled { rounded(raw) } else { raw };
     let whole = match value {
         FieldValue::Integer(number) if !is_scaled => i128::from(number),
         // All integers between are whole in binary64.
@@ -96,19 +106,12 @@ pub(super) fn to_words(
         ValueType::U64 => u64::try_from(whole).ok().map(|n| n.to_be_bytes().to_vec()),
         ValueType::I64 => i64::try_from(whole).ok().map(|n| n.to_be_bytes().to_vec()),
         #[expect(clippy::cast_possible_truncation, reason = "what becomes infinite is refused, and digits are lost")]
-        ValueType::F32 => Some(raw as f32).filter(|n| n.is_finite()).map(|n| n.to_be_bytes().to_vec()),
-        ValueType::F64 => Some(raw).filter(|n| n.is_finite()).map(|n| n.to_be_bytes().to_vec()),
+        ValueType::F32 => Some(fraction(raw) as f32).filter(|n| n.is_finite()).map(|n| n.to_be_bytes().to_vec()),
+        ValueType::F64 => Some(fraction(raw)).filter(|n| n.is_finite()).map(|n| n.to_be_bytes().to_vec()),
         ValueType::Bool | ValueType::String => return Err("its type cannot be set".to_owned()),
     };
     let bytes = bytes.ok_or_else(unfit)?;
-    let mut words: Vec<u16> = bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(
-            |halves| if orders.1 == ByteOrder::Big { u16::from_be_bytes(*halves) } else { u16::from_le_bytes(*halves) },
-        )
-        .collect();
+    let mut words: Vec<u16> = bytes.as_chunks().0.iter().map(|bytes| halves(*bytes)).collect();
     if orders.0 == ByteOrder::Little {
         words.reverse();
     }
@@ -198,6 +201,10 @@ mod tests {
         good("type = \"f64\"", Integer(-2), (Big, Big), &[0xC000, 0, 0, 0], "-2.0");
         good("type = \"i16\"\nscale = 0.1", Number(-12.5), (Big, Big), &[0xFF83], "-12.5");
         good("scale = 0.1\noffset = -400", Number(21.5), (Big, Big), &[615], "21.5");
+        good("type = \"bool\"", Boolean(true), (Big, Big), &[1], "true");
+        good("type = \"bool\"", Boolean(true), (Big, Little), &[0x0100], "true");
+        let counter = "type = \"u64\"\nscale = 0.001";
+        good(counter, Number(12_345_678_901.234), (Big, Big), &[0, 0x0B3A, 0x73CE, 0x2FF2], "12345678901.23");
         let bad: fn(Result<_, String>) -> String = |set: Result<(Vec<u16>, String), String>| set.unwrap_err();
         assert_eq!(bad(set("", Integer(65_536), (Big, Big))), "65536 does not fit its type");
         assert_eq!(bad(set("", Number(-1.0), (Big, Big))), "-1 does not fit its type");

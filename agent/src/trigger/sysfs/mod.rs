@@ -5,7 +5,8 @@
 //! - One that cannot be read, or says what is no number, is counted, and the others go on. Those that go and come back are noticed at the
 //!   next interval.
 //! - With `above` or `below` an event comes when a value crosses it, and when it is back by `hysteresis`: at least once, over restarts and
-//!   while the sensor is away. Which values are beyond is in `sources/NAME` of the state folder once their events are safe.
+//!   while the sensor is away. Which values are beyond is in `sources/NAME` of the state folder: before an event is told that it is told, so that
+//!   a restart tells it again, and once it is safe what it said.
 
 mod sensor;
 
@@ -91,12 +92,14 @@ enum Level {
     Normal,
     Above,
     Below,
+    /// An event is told, and not known to be safe: differs from each other level.
+    Unsure,
 }
 
 impl Level {
     const fn kind(self) -> &'static str {
         match self {
-            Self::Normal => "sysfs.normal",
+            Self::Normal | Self::Unsure => "sysfs.normal",
             Self::Above => "sysfs.above",
             Self::Below => "sysfs.below",
         }
@@ -110,7 +113,7 @@ struct Known {
     present: BTreeSet<PathBuf>,
     /// Those that are not normal.
     beyond: BTreeMap<PathBuf, Level>,
-    /// What the file says of that, once the events were safe.
+    /// What the file says.
     kept: BTreeMap<PathBuf, Level>,
     under_way: Handed,
 }
@@ -125,6 +128,27 @@ impl Known {
 
     fn level(&self, file: &Path) -> Level {
         self.beyond.get(file).copied().unwrap_or_default()
+    }
+
+    /// Events of `files` are about to be told.
+    async fn tells(&mut self, files: impl Iterator<Item = &PathBuf>, outlet: &Outlet) {
+        let mut unsure = self.kept.clone();
+        unsure.extend(files.map(|file| (file.clone(), Level::Unsure)));
+        if unsure != self.kept {
+            self.write(unsure, outlet).await;
+        }
+    }
+
+    async fn write(&mut self, levels: BTreeMap<PathBuf, Level>, outlet: &Outlet) {
+        // Paths of sensors are text.
+        let written = match serde_json::to_string(&levels) {
+            Ok(line) => kept::write(&outlet.state, &line).await,
+            Err(error) => Err(error.into()),
+        };
+        match written {
+            Ok(()) => self.kept = levels,
+            Err(error) => outlet.count(&format!("a restart may repeat, or forget, what is beyond: {error}")),
+        }
     }
 
     /// `handed` told that the value of `file` is at `level`.
@@ -142,17 +166,7 @@ impl Known {
     /// Has the file say what events have said that are safe by now. One that was not taken is told again.
     async fn keep(&mut self, outlet: &Outlet) {
         match self.under_way.settled().now_or_never() {
-            Some(Ok(())) if self.beyond != self.kept => {
-                // Paths of sensors are text.
-                let written = match serde_json::to_string(&self.beyond) {
-                    Ok(line) => kept::write(&outlet.state, &line).await,
-                    Err(error) => Err(error.into()),
-                };
-                match written {
-                    Ok(()) => self.kept.clone_from(&self.beyond),
-                    Err(error) => outlet.count(&format!("a restart may repeat what is beyond: {error}")),
-                }
-            }
+            Some(Ok(())) if self.beyond != self.kept => self.write(self.beyond.clone(), outlet).await,
             Some(Ok(())) | None => {}
             Some(Err(why)) => {
                 outlet.count(&format!("what is beyond is told again: {why}"));
@@ -230,20 +244,23 @@ impl SysfsSource {
         }
         known.present = present;
         let has_thresholds = self.above.is_some() || self.below.is_some();
+        let mut crossings = Vec::new();
         for (reading, file) in read {
             match reading {
                 Ok(reading) if has_thresholds => {
                     let before = known.level(&file);
                     let now = self.level(before, reading.value);
-                    if now != before {
-                        let handed = outlet.hand_on(observed(now.kind(), &reading), |_| true).await;
-                        known.told(file, now, handed);
-                    }
+                    crossings.extend((now != before).then_some((file, now, reading)));
                 }
-                Ok(reading) => drop(outlet.hand_on(observed(KIND, &reading), |_| true).await),
+                Ok(reading) => outlet.tell(observed(KIND, &reading)).await,
                 Err(why) if trouble.is_none() => trouble = Some(why),
                 Err(why) => outlet.count(&why),
             }
+        }
+        known.tells(crossings.iter().map(|(file, ..)| file), outlet).await;
+        for (file, now, reading) in crossings {
+            let handed = outlet.hand_on(observed(now.kind(), &reading), |_| true).await;
+            known.told(file, now, handed);
         }
         match trouble {
             Some(why) => outlet.trouble(why),

@@ -14,13 +14,22 @@
     });
   }
   document.addEventListener("htmx:config:request", (event) => {
-    if (isLive(event) && (paused || document.hidden)) event.preventDefault();
+    // A function may take long; a page that is asked for again each second may not.
+    if (!isLive(event)) event.detail.ctx.request.timeout = "0s";
+    else if (paused || document.hidden) event.preventDefault();
   });
   const say = (text) => {
     if (lost && lost.textContent !== text) lost.textContent = text;
   };
-  const noAnswer = (event) => say(isLive(event) ? "No answer. Trying again." : "That did not work. Is the gateway there?");
+  let saidOf = null;
+  const noAnswer = (event) => {
+    saidOf = isLive(event);
+    say(saidOf ? "No answer. Trying again." : "That did not work. Is the gateway there?");
+  };
   document.addEventListener("htmx:error", noAnswer);
   document.addEventListener("htmx:response:error", noAnswer);
-  document.addEventListener("htmx:after:swap", () => say(""));
+  document.addEventListener("htmx:after:swap", (event) => {
+    // Also comes where nothing is swapped; and what a form could not do is not done by the page that is asked for meanwhile.
+    if (isLive(event) === saidOf && !(event.detail.ctx?.response?.status >= 400)) say("");
+  });
 })();
