@@ -123,6 +123,37 @@ impl Growing<'_> {
     }
 }
 
+/// Processor time that a process has had, in hundredths of a second.
+fn ticks(pid: u32) -> anyhow::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+#[tokio::test]
+async fn sources_of_which_nothing_is_heard_rest() -> anyhow::Result<()> {
+    let folder = tempfile::Builder::new().prefix("still-").tempdir()?;
+    let log = folder.path().join("app.log");
+    std::fs::write(&log, "")?;
+    let config = format!(
+        "[source.app]\ntail = {{ file = {log:?} }}\n[source.inbox]\nfile = {{ folder = {:?} }}\n\
+         [source.quiet]\nprocess = {{ command = [\"sleep\", \"1000\"] }}\n{}{}{}",
+        folder.path(),
+        hears("lines", "tail", "app", "keyvalue"),
+        hears("files", "file", "inbox", "keyvalue"),
+        hears("said", "process", "quiet", "keyvalue")
+    );
+    let guests = ["lines", "files", "said"].map(|name| (name, Guest::echo()));
+    let site = Site::with_guests(&config, &guests).await?;
+    let pid = site.agent.pid().context("it runs")?;
+    e2e::until("a second of rest", async || {
+        let before = ticks(pid);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        before.and_then(|before| Ok(ticks(pid)? - before)).is_ok_and(|ticks| ticks < 5)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn each_line_of_a_file_is_an_event_over_rotation_truncation_and_kills() -> anyhow::Result<()> {
     let folder = tempfile::Builder::new().prefix("tail-").tempdir()?;

@@ -198,7 +198,13 @@ impl TailSource {
 /// Tells `changed` when something happens in the folder of `file`.
 fn watch(file: &Path, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     let changed = Arc::clone(changed);
-    let mut watcher = notify::recommended_watcher(move |_| changed.notify_one()).ok()?;
+    let tell = move |event: notify::Result<notify::Event>| {
+        // To look is an access too: whoever looked after each would never rest.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            changed.notify_one();
+        }
+    };
+    let mut watcher = notify::recommended_watcher(tell).ok()?;
     watcher.watch(file.parent()?, RecursiveMode::NonRecursive).ok()?;
     Some(watcher)
 }
