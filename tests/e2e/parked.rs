@@ -58,8 +58,8 @@ async fn an_agent_that_is_killed_resumes_what_waits() -> anyhow::Result<()> {
     number(&site.agent, "nothing to wait", "stubborn", "parked", 0).await?;
     let status = site.agent.status()?;
     let function = super::function(&status, "stubborn");
-    // Of the attempts that were left, one failed.
-    assert!(function["retries"].as_u64() <= Some(EVENTS), "{function:#}");
+    // Of the attempts that were left, one failed, and a second one that was not on disk yet; without any on disk there would be three.
+    assert!(function["retries"].as_u64() < Some(2 * EVENTS), "{function:#}");
     assert_eq!(function["received"], 0, "the broker had nothing to send again");
     Ok(())
 }

@@ -144,14 +144,16 @@ async fn sources_of_which_nothing_is_heard_rest() -> anyhow::Result<()> {
         hears("said", "process", "quiet", "keyvalue")
     );
     let guests = ["lines", "files", "said"].map(|name| (name, Guest::echo()));
-    let site = Site::with_guests(&config, &guests).await?;
+    let mut site = Site::with_guests(&config, &guests).await?;
     let pid = site.agent.pid().context("it runs")?;
     e2e::until("a second of rest", async || {
         let before = ticks(pid);
         tokio::time::sleep(Duration::from_secs(1)).await;
         before.and_then(|before| Ok(ticks(pid)? - before)).is_ok_and(|ticks| ticks < 5)
     })
-    .await
+    .await?;
+    // Its program ends with it.
+    site.agent.stop()
 }
 
 #[tokio::test]
