@@ -39,7 +39,8 @@ const ASSETS: &str = "/console/assets/";
 const HX_REQUEST: HeaderName = HeaderName::from_static("hx-request");
 /// Where htmx then goes.
 const HX_REDIRECT: HeaderName = HeaderName::from_static("hx-redirect");
-/// Nothing but what comes from here; no inline scripts or styles, so that what slips through escaping can still do nothing.
+/// Nothing but what comes from here; no inline scripts or styles. A second wall behind the
+/// escaping, with a gap: what a function URL returns is from here too.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
      form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
