@@ -1,6 +1,22 @@
-//! Numbers as people read them: rounded, with a unit. What has to be read back is in [`crate::units`].
+//! Numbers and texts as people read them: rounded, with a unit, and printable. What has to be read back is in [`crate::units`].
 
 use std::time::Duration;
+
+/// What others have said, for a terminal, which must not obey it.
+pub(crate) fn printable(text: &str) -> String {
+    printable_but(&['\t'], text)
+}
+
+/// The same of several lines.
+pub(crate) fn printable_lines(text: &str) -> String {
+    printable_but(&['\t', '\n'], text)
+}
+
+fn printable_but(plain: &[char], text: &str) -> String {
+    text.chars()
+        .flat_map(|c| if c.is_control() && !plain.contains(&c) { c.escape_default().collect() } else { vec![c] })
+        .collect()
+}
 
 /// A time on this machine's clock.
 pub(crate) fn time(unix_ms: u64) -> String {

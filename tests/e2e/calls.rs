@@ -8,6 +8,8 @@ use e2e::site::{fahrenheit, guest, reading};
 use e2e::{Agent, Guest, Site, http};
 use serde_json::{Value, json};
 
+use super::field::Port;
+
 const JSON: &str = "Content-Type: application/json";
 
 /// `fahrenheit` behind the API on TCP, without a broker for devices.
@@ -181,5 +183,34 @@ async fn status_tells_what_runs_and_what_it_did() -> anyhow::Result<()> {
     assert_eq!((&status["brokers"][0]["name"], &status["brokers"][0]["received"]), (&json!("local"), &json!(5)));
     let text = site.agent.tell(&["status"])?;
     assert!(text.contains("fahrenheit") && text.contains("local"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_terminal_is_shown_what_a_payload_says_and_does_not_obey_it() -> anyhow::Result<()> {
+    const PAYLOAD: &str = "a\u{1b}[2J\u{9b}H\tb";
+    let folder = tempfile::tempdir()?;
+    let (bundle, event) = (folder.path().join("echo"), folder.path().join("event"));
+    Guest::echo().write(&bundle, "1.0.0")?;
+    std::fs::write(&event, PAYLOAD)?;
+    let invoke = |stdout: Stdio| -> anyhow::Result<Vec<u8>> {
+        let mut invoke = Command::new(e2e::tidegate()?);
+        invoke.args(["invoke", "--bundle"]).arg(&bundle).arg("--event").arg(&event);
+        Ok(invoke.stdin(Stdio::null()).stdout(stdout).output()?.stdout)
+    };
+    assert_eq!(invoke(Stdio::piped())?, PAYLOAD.as_bytes(), "in a pipe it is as it was");
+
+    let port = Port::new()?;
+    let terminal = std::fs::File::options().read(true).write(true).open(port.path())?;
+    invoke(terminal.into())?;
+    let mut shown = Vec::new();
+    let mut read = port.device()?.try_clone()?;
+    read.set_read_timeout(e2e::PATIENCE)?;
+    while !shown.ends_with(b"\n") {
+        let mut chunk = [0; 256];
+        let bytes = read.read(&mut chunk)?;
+        shown.extend_from_slice(&chunk[..bytes]);
+    }
+    assert_eq!(String::from_utf8(shown)?.trim_end(), "a\\u{1b}[2J\\u{9b}H\tb");
     Ok(())
 }

@@ -216,7 +216,8 @@ fn counter_that(then: &str) -> Guest {
          (drop (call $publish (i32.const 2050) (i32.const 9) (i32.const 1416) (i32.const 8)))
          (call $answer (i32.const 1416) (i32.const 8))",
     );
-    Guest::raw(&body, "cnresults/a")
+    // The last two name what it may try to set.
+    Guest::raw(&body, "cnresults/aplclevel")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -250,6 +251,32 @@ async fn a_run_that_failed_fails_in_its_replay() -> anyhow::Result<()> {
     let (file, _) = recorder.ends().await?;
     let (report, status) = replay(&bundle, &file, &[])?;
     assert_eq!((status, &report["same"]), (Some(0), &2.into()), "{report}");
+    Ok(())
+}
+
+/// Of the second run nothing was kept on the gateway, since what it set can only be read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_was_not_kept_leaves_nothing_behind_in_its_replay() -> anyhow::Result<()> {
+    const GRANTED: &str =
+        "capabilities = [\"mqtt:publish:results/#\", \"keyvalue\", \"source:plc:write\"]\nconcurrency = 1";
+    let set = "(if (call $set_point (i32.const 2059) (i32.const 3) (i32.const 2062) (i32.const 5) (i64.const 1))
+        (then (return (call $fail_with_refusal (i32.const 1)))))";
+    let alarm = counter().but_on(b'x', set);
+    let folder = tempfile::tempdir()?;
+    let bundle = folder.path().join("alarm");
+    alarm.write(&bundle, "1.0.0")?;
+    let manifest = std::fs::read_to_string(bundle.join("function.toml"))?;
+    std::fs::write(bundle.join("function.toml"), format!("{manifest}{GRANTED}\n"))?;
+    let plc = "[source.plc]\nmodbus = { tcp = \"127.0.0.1:1\", registers = [{ name = \"level\", input = 0 }] }\n";
+    let config = format!("{plc}{}", guest("alarm", "sensors/#", GRANTED));
+    let site = Site::with_guests(&config, &[("alarm", alarm)]).await?;
+    let recorder = Recorder::start(&site.agent, "events.jsonl", &["--events", "3"]).await?;
+    publish(&site, &["a", "x", "b"]).await?;
+    let (file, _) = recorder.ends().await?;
+    let counts = site.device.take(2).await?;
+    assert_eq!([&counts[0], &counts[1]].map(|count| count.payload[0]), [1, 2], "what it counted was not kept");
+    let (report, status) = replay(&bundle, &file, &[])?;
+    assert_eq!((status, &report["same"]), (Some(0), &3.into()), "{report}");
     Ok(())
 }
 
@@ -358,6 +385,60 @@ async fn a_recording_to_stdout_ends_when_it_is_full() -> anyhow::Result<()> {
     for line in lines.lines() {
         assert_eq!(serde_json::from_str::<Value>(line)?["data_text"], "a");
     }
+    Ok(())
+}
+
+/// As with `| head`: it has seen enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recording_that_nobody_reads_any_more_ends_well() -> anyhow::Result<()> {
+    let site = site(Guest::forward("results/a")).await?;
+    let mut command = Command::new(e2e::tidegate()?);
+    command.args(["record", "--out", "-", "--config"]).arg(site.agent.config());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let stdout = child.stdout.take().context("no stdout")?;
+    let first = std::thread::spawn(move || BufReader::new(stdout).lines().next());
+    // The reader goes with its first line; the next one finds nobody.
+    let done = async || {
+        let _ = publish(&site, &["a"]).await;
+        !matches!(child.try_wait(), Ok(None))
+    };
+    e2e::until("the recording to end", done).await?;
+    let output = child.wait_with_output()?;
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr)?), (Some(0), String::new()));
+    assert!(first.join().is_ok_and(|line| line.is_some_and(|line| line.is_ok_and(|line| line.contains("\"a\"")))));
+    Ok(())
+}
+
+/// By the command that the refusal names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_recording_left_is_said_and_can_be_put_together() -> anyhow::Result<()> {
+    let site = site(Guest::forward("results/a")).await?;
+    let mut recorder = Recorder::start(&site.agent, "events.jsonl", &["--max-bytes", "16 KiB"]).await?;
+    publish(&site, &["a", "b", "c", "d", "e", "f", "g", "h"]).await?;
+    let part = recorder.part();
+    let events = || -> usize {
+        let files = std::fs::read_dir(&part).into_iter().flatten().flatten();
+        files.map(|file| std::fs::read_to_string(file.path()).unwrap_or_default().lines().count()).sum()
+    };
+    e2e::until("the events to be recorded", async || events() == 8).await?;
+    recorder.child.kill()?;
+    recorder.child.wait()?;
+    assert!(std::fs::read_dir(&part)?.count() > 1, "there are several segments");
+
+    let file = recorder.file.display().to_string();
+    let output = site.agent.command(&["record", "--out", &file])?;
+    let said = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("of a recording that runs, or was killed"), "{said}");
+    let together = said.split('`').find(|words| words.starts_with("cat ")).context(said.clone())?;
+    let together = together.replace("FILE", "whole.jsonl");
+    let status = Command::new("sh").args(["-c", &together]).current_dir(site.agent.folder()).status()?;
+    ensure!(status.success(), "{together}");
+    let whole = site.agent.folder().join("whole.jsonl");
+    let folder = tempfile::tempdir()?;
+    let bundle = version(folder.path(), "1.0.0", &Guest::forward("results/a"))?;
+    let (report, status) = replay(&bundle, &whole, &[])?;
+    assert_eq!((status, &report["same"]), (Some(0), &8.into()), "{report}");
     Ok(())
 }
 

@@ -1,7 +1,5 @@
 //! `tidegate logs`: what the agent and its functions said.
 
-use std::io::IsTerminal;
-
 use super::connect::AgentArgs;
 use super::output::Output;
 use crate::name::FunctionName;
@@ -33,15 +31,13 @@ pub(super) async fn run(args: &LogsArgs) -> anyhow::Result<()> {
             .map_err(|error| super::Failure::wrong(error.to_string(), "`tidegate status` lists the functions"))?;
         path = format!("{path}&function={name}");
     }
-    let colour = std::io::stdout().is_terminal();
     let mut written = Ok(());
     let show = |line: &str| {
         let record = serde_json::from_str::<LogRecord>(line);
-        let line = match record {
-            Ok(record) if !args.json => record.text(colour),
-            _ => line.to_owned(),
+        written = match record {
+            Ok(record) if !args.json => Output::record(&record),
+            _ => Output::line(line),
         };
-        written = Output::line(&line);
         written.is_ok()
     };
     args.agent.connect().await?.lines(&path, show).await?;

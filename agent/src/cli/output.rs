@@ -1,8 +1,11 @@
 //! What a command says: results on stdout, everything else on stderr.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
+use crate::readable::printable_lines;
 pub(super) use crate::readable::{size, time};
+use crate::telemetry::LogRecord;
 
 /// The result of a command, on stdout.
 #[derive(Debug, Default)]
@@ -17,11 +20,24 @@ impl Output {
         Self::bytes(format!("{text}\n").as_bytes())
     }
 
-    /// The result as it is, with a line break behind it on a terminal.
+    /// One line of a log, in colour on a terminal.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub(super) fn record(record: &LogRecord) -> io::Result<()> {
+        // Its texts are printable already, and colours are to be obeyed.
+        Self::raw(format!("{}\n", record.text(io::stdout().is_terminal())).as_bytes())
+    }
+
+    /// The result as it is; on a terminal what that can show of it, with a line break behind it.
     ///
     /// # Errors
     /// As [`Output::line`].
     pub(super) fn bytes(bytes: &[u8]) -> io::Result<()> {
+        Self::raw(&shown(bytes))
+    }
+
+    fn raw(bytes: &[u8]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         let mut written = stdout.write_all(bytes);
         if stdout.is_terminal() && !bytes.ends_with(b"\n") {
@@ -50,6 +66,15 @@ impl Output {
     }
 }
 
+/// What of `bytes` goes to stdout: a terminal must not obey what a payload says.
+pub(super) fn shown(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if io::stdout().is_terminal() {
+        printable_lines(&String::from_utf8_lossy(bytes)).into_bytes().into()
+    } else {
+        bytes.into()
+    }
+}
+
 /// Errors, warnings, logs and progress, on stderr.
 #[derive(Debug, Default)]
 pub(super) struct Errors;
@@ -57,7 +82,8 @@ pub(super) struct Errors;
 impl Errors {
     /// One line. When stderr is closed there is nobody to tell.
     pub(super) fn line(text: &str) {
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let shown = if io::stderr().is_terminal() { printable_lines(text).into() } else { Cow::Borrowed(text) };
+        let _ = writeln!(io::stderr().lock(), "{shown}");
     }
 
     /// What a long command is doing; only on a terminal.

@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
-
 use super::Failure;
 use super::connect::AgentArgs;
 use super::output::{self, Errors, Output};
@@ -57,8 +55,7 @@ pub(super) async fn run(args: &RecordArgs) -> anyhow::Result<()> {
     }
     if let Some(part) = file.map(ring::part_of).filter(|part| part.exists()) {
         let what = format!("`{}` is there already: of a recording that runs, or was killed", part.display());
-        let hint = format!("what a kill left is all there: `cat {}/* > FILE`, then remove the folder", part.display());
-        return Err(Failure::wrong(what, hint).into());
+        return Err(Failure::wrong(what, put_together(&part)).into());
     }
     let functions = args.functions.iter().map(FunctionName::as_str).collect::<Vec<_>>().join(",");
     let path = format!("/v1/recording?functions={functions}&triggers={}", args.triggers.join(","));
@@ -126,7 +123,7 @@ impl Tape<'_> {
         let events = u64::from(missed.is_none());
         match &mut self.ring {
             Some(ring) => ring.write(line, events)?,
-            None => match Output::piece(format!("{line}\n").as_bytes()) {
+            None => match Output::piece(&output::shown(format!("{line}\n").as_bytes())) {
                 // Nobody reads on: `| head`, or a laptop that has gone.
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
                     self.is_unheard = true;
@@ -145,7 +142,10 @@ impl Tape<'_> {
         let Self { args, file, ring, events, bytes, missed, failed, is_done, .. } = self;
         let is_begun = ring.is_some() || events > 0;
         let kept = match (ring, file) {
-            (Some(ring), Some(file)) => ring.finish().with_context(|| format!("cannot finish `{}`", file.display()))?,
+            (Some(ring), Some(file)) => ring.finish().map_err(|error| {
+                let what = format!("cannot finish `{}`", file.display());
+                Failure::failed(what, put_together(&ring::part_of(file))).caused_by(error)
+            })?,
             _ => Kept { events, bytes, dropped: 0 },
         };
         let cause = match ended {
@@ -172,6 +172,11 @@ impl Tape<'_> {
             None => failure.into(),
         })
     }
+}
+
+/// What to do with the segments of a recording that did not become a file.
+fn put_together(part: &Path) -> String {
+    format!("what was recorded is all there: `cat {}/* > FILE`, then remove the folder", part.display())
 }
 
 /// What was recorded, in words.

@@ -7,6 +7,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+/// What is made of the segments, until it is the file: none of `FILE.part/*`.
+const HIDDEN: &str = ".whole";
 /// How many parts the budget has: what goes at once is one of them.
 const SEGMENTS: u64 = 8;
 
@@ -108,28 +113,44 @@ impl Ring {
         self.kept
     }
 
-    /// Makes the file of it, which is there whole or not at all.
+    /// Makes the file of it, which is there whole or not at all, and is written over none. Where there is more than one segment that takes
+    /// the room of all of them once more.
     ///
     /// # Errors
-    /// When the disk is in the way; then the segments stay.
-    pub fn finish(mut self) -> io::Result<Kept> {
-        let Some(first) = self.segments.pop_front() else { return Ok(self.kept) };
-        let mut whole = OpenOptions::new().append(true).open(&first.path)?;
-        let mut bytes = first.bytes;
-        for segment in &self.segments {
-            if let Err(error) = io::copy(&mut File::open(&segment.path)?, &mut whole) {
-                // No event twice, when somebody puts the segments together.
-                whole.set_len(bytes)?;
-                return Err(error);
-            }
-            bytes += segment.bytes;
-            // One at a time, so that all of it never needs its room twice.
-            fs::remove_file(&segment.path)?;
-        }
-        whole.sync_all()?;
-        fs::rename(&first.path, &self.file)?;
-        fs::remove_dir(&self.folder)?;
+    /// When the disk, or a file that came meanwhile, is in the way; then the segments stay.
+    pub fn finish(self) -> io::Result<Kept> {
+        let whole = match (self.segments.len(), self.segments.front()) {
+            (1, Some(only)) => only.path.clone(),
+            _ => self.put_together()?,
+        };
+        File::open(&whole)?.sync_all()?;
+        rename_to_new(&whole, &self.file)?;
+        fs::remove_dir_all(&self.folder)?;
         Ok(self.kept)
+    }
+
+    /// A copy of all segments, which stay until it is the file: so that a kill leaves each line once behind, and not hidden.
+    fn put_together(&self) -> io::Result<PathBuf> {
+        let path = self.folder.join(HIDDEN);
+        let copied = || {
+            let mut whole = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            let mut each = self.segments.iter();
+            each.try_for_each(|segment| io::copy(&mut File::open(&segment.path)?, &mut whole).map(drop))
+        };
+        copied().inspect_err(|_| drop(fs::remove_file(&path)))?;
+        Ok(path)
+    }
+}
+
+/// Renames a file, unless there is one of the new name.
+fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Some file systems, such as NFS, have only links to do so.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => Ok(renamed?),
     }
 }
 
@@ -189,5 +210,39 @@ mod tests {
         let other = folder.path().join("other.jsonl");
         fs::write(&other, "").unwrap();
         assert!(Ring::create(&other, 1_000).is_err());
+    }
+
+    /// What `cat events.jsonl.part/*` has.
+    fn left(folder: &Path) -> String {
+        let files = fs::read_dir(folder.join("events.jsonl.part")).unwrap().map(|entry| entry.unwrap());
+        let mut seen: Vec<_> = files.filter(|file| !file.file_name().as_encoded_bytes().starts_with(b".")).collect();
+        seen.sort_by_key(fs::DirEntry::file_name);
+        seen.iter().map(|file| fs::read_to_string(file.path()).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_kill_at_the_end_leaves_each_line_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ring = Ring::create(&folder.path().join("events.jsonl"), 400).unwrap();
+        (0..20).for_each(|n| ring.write(&format!("{n:09}"), 1).unwrap());
+        let before = left(folder.path());
+        assert_eq!(before.lines().count(), 20);
+        let whole = ring.put_together().unwrap();
+        assert_eq!(fs::read_to_string(whole).unwrap(), before);
+        assert_eq!(left(folder.path()), before);
+    }
+
+    #[test]
+    fn a_file_that_came_meanwhile_is_not_written_over() {
+        for lines in [1, 20] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("events.jsonl");
+            let mut ring = Ring::create(&file, 400).unwrap();
+            (0..lines).for_each(|n| ring.write(&format!("{n:09}"), 1).unwrap());
+            let before = left(folder.path());
+            fs::write(&file, "theirs").unwrap();
+            assert_eq!(ring.finish().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!((fs::read_to_string(&file).unwrap(), left(folder.path())), ("theirs".to_owned(), before));
+        }
     }
 }

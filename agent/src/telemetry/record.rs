@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata};
 
+use crate::readable::printable;
+
 /// Target of what functions say.
 pub(super) const FUNCTION_TARGET: &str = "function";
 
@@ -104,12 +106,6 @@ impl LogRecord {
         let time = self.time.parse::<jiff::Timestamp>().map(|time| time.to_zoned(jiff::tz::TimeZone::system()));
         time.map_or_else(|_| self.time.clone(), |time| time.strftime("%H:%M:%S%.3f").to_string())
     }
-}
-
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() && c != '\t' { c.escape_default().collect() } else { vec![c] })
-        .collect()
 }
 
 pub(super) fn rfc3339(time_ms: u64) -> String {

@@ -1,6 +1,5 @@
 //! One gateway: what it says of itself, its log, its shadow.
 
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -103,7 +102,11 @@ pub(super) async fn logs(remote: &Remote, args: &LogsArgs, as_json: bool) -> any
         let items = page["items"].as_array().cloned().unwrap_or_default();
         for item in &items {
             let line = item.get("line").unwrap_or(item);
-            Output::line(&if as_json { line.to_string() } else { describe(line) })?;
+            match serde_json::from_value::<LogRecord>(line.clone()) {
+                // As `tidegate logs` shows it.
+                Ok(record) if !as_json => Output::record(&record)?,
+                _ => Output::line(&line.to_string())?,
+            }
             after = item.get("id").map_or(after, ToString::to_string);
         }
         if args.no_ask && items.is_empty() || clock.instant() > until {
@@ -112,14 +115,6 @@ pub(super) async fn logs(remote: &Remote, args: &LogsArgs, as_json: bool) -> any
         if items.is_empty() {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-    }
-}
-
-/// As `tidegate logs` shows it.
-fn describe(line: &Value) -> String {
-    match serde_json::from_value::<LogRecord>(line.clone()) {
-        Ok(record) => record.text(std::io::stdout().is_terminal()),
-        Err(_) => line.to_string(),
     }
 }
 
