@@ -1,12 +1,14 @@
 //! What functions set in the field: when they have succeeded, at least once, and never when somebody only tries them.
 
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use e2e::site::guest;
 use e2e::{Guest, Site};
 
-use super::modbus::{Plc, Server};
+use super::field::{BAUD, Port};
+use super::modbus::{Plc, Server, answers, frame};
 use super::sources::{hears, source};
 
 /// Handler that sets `point` of `plc` to what the first byte of the payload is behind `0`, and does `then`.
@@ -80,7 +82,22 @@ async fn what_a_function_sets_is_set_when_it_has_succeeded() -> anyhow::Result<(
 #[tokio::test]
 async fn what_cannot_be_set_comes_again_and_is_given_up_on() -> anyhow::Result<()> {
     let (plc, _server, config) = plc().await?;
-    let keys = |name: &str| format!("capabilities = [\"source:{name}:write\"]\nretry = {{ attempts = 2 }}");
+    plc.state().busy = true;
+    let keys = "capabilities = [\"source:plc:write\"]\nretry = { attempts = 2 }";
+    let config = format!("{config}{}", guest("speed", "speed", keys));
+    let site = Site::with_guests(&config, &[("speed", sets("speed", SUCCEED))]).await?;
+    site.device.publish("speed", "1", 1).await?;
+    letters(&site, 1).await?;
+    let letter = site.agent.tell(&["dead-letters", "show", "1"])?;
+    assert!(letter.contains("`speed` of source `plc` could not be set: server device busy"), "{letter}");
+    assert_eq!(writes(&plc), ["1: WriteSingleRegister(5, 2)"; 2]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_can_never_be_set_is_a_dead_letter_at_once() -> anyhow::Result<()> {
+    let (plc, _server, config) = plc().await?;
+    let keys = |name: &str| format!("capabilities = [\"source:{name}:write\"]");
     let config = format!(
         "{config}[source.other]\nmodbus = {{ tcp = \"127.0.0.1:1\", registers = [{{ name = \"x\", coil = 0 }}] }}\n{}{}{}",
         guest("missing", "missing", &keys("plc")),
@@ -100,8 +117,8 @@ async fn what_cannot_be_set_comes_again_and_is_given_up_on() -> anyhow::Result<(
         let letter = site.agent.tell(&["dead-letters", "show", &n.to_string()])?;
         assert!(letter.contains(why), "{letter}");
     }
-    assert_eq!(writes(&plc), ["1: WriteSingleRegister(500, 1)"; 2]);
-    assert!(source(&site.agent.status()?, "plc")["troubles"].as_u64() >= Some(3));
+    assert_eq!(writes(&plc), ["1: WriteSingleRegister(500, 1)"], "the device is asked once");
+    assert_eq!(source(&site.agent.status()?, "plc")["troubles"], 2);
     Ok(())
 }
 
@@ -141,4 +158,46 @@ async fn nothing_is_set_by_those_who_only_try() -> anyhow::Result<()> {
     // The same event in earnest.
     site.device.publish("speed", "7", 1).await?;
     e2e::until("the speed to be set", async || word(&plc, 5) == 14).await.with_context(|| site.agent.log())
+}
+
+/// The handler runs when the agent is told to stop, and ends a second later. The device is served by other threads than the one that waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_under_way_at_a_stop_is_still_set() -> anyhow::Result<()> {
+    let (plc, _server, config) = plc().await?;
+    let keys = "capabilities = [\"source:plc:write\"]\ntimeout = \"1m\"";
+    let slow = sets("speed", SUCCEED).but_on(b'9', "(call $block (call $after (i64.const 1000000000)))");
+    let mut site = Site::with_guests(&format!("{config}{}", guest("speed", "speed", keys)), &[("speed", slow)]).await?;
+    site.device.publish("speed", "9", 1).await?;
+    let runs = async || site.agent.status().is_ok_and(|status| super::function(&status, "speed")["busy"] == 1);
+    e2e::until("the handler to run", runs).await?;
+    site.agent.stop()?;
+    assert_eq!((word(&plc, 5), writes(&plc).len()), (18, 1), "{}", site.agent.log());
+    Ok(())
+}
+
+/// As when that is late which was given up on.
+#[tokio::test]
+async fn the_confirmation_of_another_write_is_not_taken() -> anyhow::Result<()> {
+    let (port, asked) = (Port::new()?, Arc::<Mutex<Vec<Vec<u8>>>>::default());
+    let seen = Arc::clone(&asked);
+    let _device = answers(&port, move |request| {
+        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.push(request.to_vec());
+        if asked.len() == 1 { frame(&[1, 6, 0, 5, 0, 99]) } else { request.to_vec() }
+    })?;
+    let config = format!(
+        "[source.plc.modbus]\nrtu = {{ device = {:?}, baud = {BAUD} }}\ntimeout = \"10s\"\nregisters = [{{ name = \"speed\", holding = 5 }}]\n{}",
+        port.path(),
+        guest("speed", "speed", "capabilities = [\"source:plc:write\"]\nretry = { attempts = 2 }")
+    );
+    let site = Site::with_guests(&config, &[("speed", sets("speed", SUCCEED))]).await?;
+    site.device.publish("speed", "7", 1).await?;
+    let asked = || seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    e2e::until("the write to come again", async || asked().len() == 2).await.with_context(|| site.agent.log())?;
+    let is_over = async || site.agent.status().is_ok_and(|status| super::function(&status, "speed")["parked"] == 0);
+    e2e::until("the event to be dealt with", is_over).await?;
+    assert_eq!(asked(), vec![frame(&[1, 6, 0, 5, 0, 7]); 2]);
+    let letters = super::stream(&site.agent.status()?, "dead-letters")["records"].as_u64();
+    assert_eq!(letters.unwrap_or(0), 0, "{}", site.agent.log());
+    Ok(())
 }

@@ -27,6 +27,8 @@ pub(super) struct State {
     bits: BTreeMap<(&'static str, u16), bool>,
     /// Units that do not answer.
     silent: BTreeSet<u8>,
+    /// Whether nothing can be written now.
+    pub(super) busy: bool,
     pub(super) asked: Vec<String>,
 }
 
@@ -106,6 +108,7 @@ impl Service for Plc {
             ReadDiscreteInputs(address, count) => {
                 all(&state.bits, "discrete", address, count).map(Response::ReadDiscreteInputs)
             }
+            WriteMultipleRegisters(..) | WriteSingleRegister(..) if state.busy => Err(ExceptionCode::ServerDeviceBusy),
             WriteSingleRegister(address, word) => set(&mut state.words, "holding", address, &[word])
                 .map(|()| Response::WriteSingleRegister(address, word)),
             WriteMultipleRegisters(address, words) => set(&mut state.words, "holding", address, &words)
@@ -193,6 +196,39 @@ fn carry(mut server: std::net::TcpStream, mut line: serial2::SerialPort) -> anyh
         drop(ended);
     });
     Ok(())
+}
+
+/// `bytes` as they are at a serial line: with their checksum.
+pub(super) fn frame(bytes: &[u8]) -> Vec<u8> {
+    let bit = |crc: u16| if crc & 1 == 1 { (crc >> 1) ^ 0xA001 } else { crc >> 1 };
+    let crc = bytes.iter().fold(0xFFFF, |crc, byte| (0..8).fold(crc ^ u16::from(*byte), |crc, _| bit(crc)));
+    [bytes, &crc.to_le_bytes()].concat()
+}
+
+/// Has whatever hangs at `port` give the answers of `answer` to requests of eight bytes, until what comes back is dropped.
+pub(super) fn answers(
+    port: &Port,
+    mut answer: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static,
+) -> anyhow::Result<std::sync::mpsc::Sender<()>> {
+    let mut line = port.device()?.try_clone()?;
+    line.set_read_timeout(Duration::from_millis(100))?;
+    let (ends, has_ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut request, mut chunk) = (Vec::new(), [0; 8]);
+        while has_ended.try_recv() != Err(std::sync::mpsc::TryRecvError::Disconnected) {
+            match line.read(&mut chunk[request.len()..]) {
+                Ok(bytes) => request.extend(chunk[request.len()..][..bytes].to_vec()),
+                Err(error) if error.kind() == ErrorKind::TimedOut => {}
+                // Nobody has the other end open.
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+            if request.len() == chunk.len() {
+                let _ = line.write_all(&answer(&request));
+                request.clear();
+            }
+        }
+    });
+    Ok(ends)
 }
 
 /// The next values that were told.
@@ -381,5 +417,25 @@ async fn units_at_a_serial_line_are_asked_one_after_the_other() -> anyhow::Resul
     plc.state().silent.clear();
     until_told(&site, &json!({ "x": { "value": 9 }, "on": { "value": true }, "far": { "value": 9 } })).await?;
     assert!(!site.agent.log().contains("tokio_modbus"), "its source tells of noise: {}", site.agent.log());
+    Ok(())
+}
+
+/// Whatever is asked, what comes is the answer to the first request.
+#[tokio::test]
+async fn an_answer_of_another_unit_or_to_another_request_is_not_taken() -> anyhow::Result<()> {
+    let port = Port::new()?;
+    let _device = answers(&port, |_| frame(&[3, 3, 2, 0, 7]))?;
+    let keys = format!(
+        "rtu = {{ device = {:?}, baud = {BAUD} }}\nunit_id = 3\ntimeout = \"10s\"\nregisters = [\
+         {{ name = \"x\", holding = 0 }}, {{ name = \"wide\", holding = 100, type = \"u32\" }}, {{ name = \"far\", holding = 0, unit_id = 9 }}]",
+        port.path()
+    );
+    let site = site(&keys).await?;
+    for _ in 0..2 {
+        assert_eq!(next(&site).await?, json!({ "x": { "value": 7 } }));
+    }
+    let log = site.agent.log();
+    assert!(log.contains("holding 100 to 101 of unit 3: it answers something else than was asked"), "{log}");
+    assert!(source(&site.agent.status()?, "plc")["troubles"].as_u64() >= Some(2), "{log}");
     Ok(())
 }

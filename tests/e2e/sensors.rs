@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use e2e::{Guest, Site};
 use serde_json::Value;
 
-use super::sources::source;
+use super::sources::{hears, source};
 
 const GUIDE: &str = include_str!("../../docs/guides/sensors.md");
 
@@ -87,18 +87,24 @@ async fn sensors_are_read_at_a_rate_and_thresholds_are_told_once() -> anyhow::Re
     e2e::until("all to be well", well).await
 }
 
+const SENSOR: &str = "class/hwmon/hwmon0/temp1_input";
+
+/// A site whose chip is at 86 °C, where 85 is too hot.
+async fn too_hot(tree: &Path, every: &str) -> anyhow::Result<Site> {
+    write(tree, &[("class/hwmon/hwmon0/name", "nvme"), (SENSOR, "86000")])?;
+    let config = format!(
+        "[source.heat]\nsysfs = {{ preset = \"hwmon\", root = {tree:?}, every = \"{every}\", above = 85 }}\n{}",
+        hears("health", "sysfs", "heat", "mqtt:publish:results/#")
+    );
+    let site = Site::with_guests(&config, &[("health", Guest::forward("results/health"))]).await?;
+    assert_eq!(next(&site).await?.1, 86.0);
+    Ok(site)
+}
+
 #[tokio::test]
 async fn what_was_told_to_be_beyond_is_told_to_be_back_after_a_restart() -> anyhow::Result<()> {
-    const SENSOR: &str = "class/hwmon/hwmon0/temp1_input";
     let tree = tempfile::tempdir()?;
-    write(tree.path(), &[("class/hwmon/hwmon0/name", "nvme"), (SENSOR, "86000")])?;
-    let config = format!(
-        "[source.heat]\nsysfs = {{ preset = \"hwmon\", root = {:?}, every = \"20ms\", above = 85 }}\n[[function]]\nname = \"health\"\nbundle = \
-         \"health\"\ncapabilities = [\"mqtt:publish:results/#\"]\n[[function.trigger]]\nsysfs = {{ source = \"heat\" }}\n",
-        tree.path()
-    );
-    let mut site = Site::with_guests(&config, &[("health", Guest::forward("results/health"))]).await?;
-    assert_eq!(next(&site).await?.1, 86.0);
+    let mut site = too_hot(tree.path(), "20ms").await?;
     let state = site.agent.folder().join("state/sources/heat");
     e2e::until("it to be kept", async || state.exists()).await?;
     site.agent.kill()?;
@@ -106,4 +112,16 @@ async fn what_was_told_to_be_beyond_is_told_to_be_back_after_a_restart() -> anyh
     site.agent.resume().await?;
     assert_eq!(next(&site).await?.1, 40.0);
     e2e::until("it to be forgotten", async || fs::read_to_string(&state).is_ok_and(|kept| kept == "{}\n")).await
+}
+
+/// The sensors are looked at again in an hour: nothing was written since the event was told.
+#[tokio::test]
+async fn a_kill_right_behind_an_event_loses_no_crossing() -> anyhow::Result<()> {
+    let tree = tempfile::tempdir()?;
+    let mut site = too_hot(tree.path(), "1h").await?;
+    site.agent.kill()?;
+    write(tree.path(), &[(SENSOR, "40000")])?;
+    site.agent.resume().await?;
+    assert_eq!(next(&site).await?.1, 40.0, "who was told of 86 is told that it is over");
+    Ok(())
 }

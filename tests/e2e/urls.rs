@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use e2e::wire::{State, Wire};
 use e2e::{Agent, Device, Guest, Mosquitto, http};
 use serde_json::{Value, json};
 
@@ -319,6 +320,49 @@ async fn a_caller_is_answered_while_the_broker_is_away() -> anyhow::Result<()> {
     assert_eq!((reply.status, &*reply.body), (200, "seven"));
     broker.resume().await?;
     assert_eq!(device.next().await?.text(), "seven");
+    Ok(())
+}
+
+/// The broker confirms nothing for a while, so that part of what the first caller's function publishes is not even sent.
+#[tokio::test]
+async fn what_a_caller_has_published_stands_behind_what_was_before() -> anyhow::Result<()> {
+    const BURST: u32 = 600;
+    let broker = Mosquitto::start().await?;
+    let device = Device::connect(broker.port()).await?;
+    device.subscribe("results/#", 1).await?;
+    let wire = Wire::to(broker.port()).await?;
+    let burst = format!(
+        "(loop $next
+            (i32.store (i32.const 1500) (local.get $i))
+            (drop (call $publish (i32.const 2048) (i32.const 9) (i32.const 1500) (i32.const 4)))
+            (br_if $next (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {BURST}))))
+         (drop (call $append (i32.const 2057) (i32.const 4) (i32.const 2048) (i32.const 1)))
+         (call $answer (i32.const 2048) (i32.const 0))"
+    );
+    let granted = "capabilities = [\"mqtt:publish:results/#\", \"stream:kept\"]";
+    let functions = [url("burst", granted, "path = \"/burst\""), url("last", granted, "path = \"/last\"")].concat();
+    let config = format!("[stream.kept]\n{functions}[mqtt.local]\nurl = \"{}\"\n", wire.url());
+    let guests = [("burst", Guest::raw(&burst, "results/akept")), ("last", Guest::forward("results/a"))];
+    let (agent, address) = with_urls("", &config, &guests).await?;
+    agent.hears("local").await?;
+    wire.becomes(State::Dead);
+    assert_eq!(http::request(address, "POST /fn/burst", &[], "1").await?.status, 200);
+    let last = tokio::spawn(async move { http::request(address, "POST /fn/last", &[], "last").await });
+    e2e::until("the last to have run", async || {
+        agent.status().is_ok_and(|status| super::function(&status, "last")["invocations"]["succeeded"] == 1)
+    })
+    .await?;
+    wire.becomes(State::Cut);
+    let is_away = async || agent.status().is_ok_and(|status| status["brokers"][0]["connected"] == false);
+    e2e::until("the agent to notice", is_away).await?;
+    wire.becomes(State::Whole);
+    let mut heard = Vec::new();
+    for message in device.take(BURST as usize + 1).await? {
+        heard.push(message.payload.to_vec());
+    }
+    let expected: Vec<_> = (0..BURST).map(|n| n.to_le_bytes().to_vec()).chain([b"last".to_vec()]).collect();
+    assert_eq!(heard, expected);
+    assert_eq!(last.await??.status, 200);
     Ok(())
 }
 

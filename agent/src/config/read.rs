@@ -316,7 +316,12 @@ impl Read for bool {
 impl Read for f64 {
     fn read(value: &Value, path: &str, document: &mut Document) -> Option<Self> {
         match value {
-            Value::Float(number) => Some(*number),
+            Value::Float(number) if number.is_finite() => Some(*number),
+            // TOML has them; no scale, threshold or share is one.
+            Value::Float(number) => {
+                document.refuse(path, format!("{number} is no number to reckon with"), "write a finite one");
+                None
+            }
             #[expect(clippy::cast_precision_loss, reason = "shares are small numbers")]
             Value::Integer(number) => Some(*number as Self),
             _ => {

@@ -88,3 +88,28 @@ impl Actuators {
         runs.ok()?.ok()?.get(source).cloned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reload replaced it behind the order: nobody knows whether it was done.
+    #[tokio::test]
+    async fn a_write_goes_to_the_source_that_takes_the_place_of_its_own() {
+        let (actuators, plc) = (Actuators::default(), SourceName::parse("plc").unwrap());
+        let mut before = actuators.add(plc.clone(), 1);
+        let write = FieldWrite { source: plc.clone(), point: "speed".into(), value: FieldValue::Integer(7) };
+        let writing = tokio::spawn({
+            let actuators = actuators.clone();
+            async move { actuators.write(vec![write]).await }
+        });
+        let order = before.recv().await.unwrap();
+        actuators.remove(&plc);
+        drop((order, before));
+        let mut after = actuators.add(plc, 1);
+        let again = after.recv().await.unwrap();
+        assert_eq!((again.point.as_str(), again.value), ("speed", FieldValue::Integer(7)));
+        again.done.send(Ok(())).unwrap();
+        assert_eq!(writing.await.unwrap(), Ok(()));
+    }
+}

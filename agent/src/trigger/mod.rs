@@ -27,8 +27,8 @@ use crate::event::Event;
 use crate::name::FunctionName;
 use crate::receipt::Receipt;
 
-/// Digits of a measured value that say something.
-const DIGITS: usize = 12;
+/// Digits of a measured value behind its first: one more would show the dust, and one less cost digits of a counter.
+const DIGITS: usize = 14;
 
 /// What its source expects of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,9 @@
 //! - Troubles are counted, shown, and logged once a minute; the source comes back by itself.
 //! - A reload leaves those alone that are as they were.
 
+#[cfg(test)]
+pub(super) mod tests;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};

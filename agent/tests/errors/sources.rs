@@ -122,3 +122,51 @@ DIR/gateway.toml:28:21: source.wire.serial.device: `/dev/ttyS1` is the device of
 "#,
     );
 }
+
+#[test]
+fn units_and_numbers_that_no_device_has() {
+    check_function(
+        r#"
+[source.line.modbus]
+rtu = { device = "/dev/ttyS0", baud = 9600 }
+unit_id = 0
+registers = [
+    { name = "a", input = 0 },
+    { name = "b", input = 1, unit_id = 248 },
+    { name = "c", input = 2, unit_id = 247 },
+]
+[source.plc.modbus]
+tcp = "plc:502"
+unit_id = 0
+registers = [
+    { name = "a", input = 0, scale = nan },
+    { name = "b", input = 1, offset = inf, deadband = -inf },
+]
+[source.heat]
+sysfs = { preset = "hwmon", above = nan, below = -inf, hysteresis = nan }
+[source.cell]
+sysfs = { files = ["/sys/x"], scale = inf, offset = nan }
+"#,
+        r#"DIR/gateway.toml:12:5: source.line.modbus.registers[a].unit_id: 0 is the address of no device at a serial line
+  hint: write the one of the device, from 1 to 247
+DIR/gateway.toml:13:40: source.line.modbus.registers[b].unit_id: 248 is the address of no device at a serial line
+  hint: write the one of the device, from 1 to 247
+DIR/gateway.toml:20:38: source.plc.modbus.registers[a].scale: NaN is no number to reckon with
+  hint: write a finite one
+DIR/gateway.toml:21:39: source.plc.modbus.registers[b].offset: inf is no number to reckon with
+  hint: write a finite one
+DIR/gateway.toml:21:55: source.plc.modbus.registers[b].deadband: -inf is no number to reckon with
+  hint: write a finite one
+DIR/gateway.toml:24:37: source.heat.sysfs.above: NaN is no number to reckon with
+  hint: write a finite one
+DIR/gateway.toml:24:50: source.heat.sysfs.below: -inf is no number to reckon with
+  hint: write a finite one
+DIR/gateway.toml:24:69: source.heat.sysfs.hysteresis: NaN is no number to reckon with
+  hint: write a finite one
+DIR/gateway.toml:26:39: source.cell.sysfs.scale: inf is no number to reckon with
+  hint: write a finite one
+DIR/gateway.toml:26:53: source.cell.sysfs.offset: NaN is no number to reckon with
+  hint: write a finite one
+"#,
+    );
+}

@@ -2,8 +2,11 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::io;
-use std::path::Path;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +14,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::fs;
-use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::look::{self, Told, Watch};
 use super::seen::{Seen, Stamp};
@@ -36,6 +39,8 @@ const WAITING_MAX: usize = 1_000;
 const WAITING_PATIENCE: Duration = Duration::from_secs(1);
 /// How soon a file that could not be read, or handed on, is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
+/// After how long a file system that does not answer is a trouble.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// What is read of a file at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -45,22 +50,7 @@ pub(super) async fn run(source: FileSource, outlet: Outlet) {
         outlet.count(&format!("what was handled is not known, and comes again: {error}"));
     }
     seen.retain(|name| source.is_for(name));
-    let now = outlet.clock.instant();
-    let mut folder = Folder {
-        source: Arc::new(source),
-        outlet: &outlet,
-        seen,
-        settling: HashMap::new(),
-        due: BinaryHeap::new(),
-        handed: HashMap::new(),
-        waiting: VecDeque::new(),
-        told: Arc::default(),
-        watch: None,
-        look_at: now,
-        looked_at: now,
-        look_took: Duration::ZERO,
-        hear_at: now,
-    };
+    let mut folder = Folder::new(source, &outlet, seen);
     tokio::select! {
         () = outlet.stopped() => {}
         () = folder.follow() => {}
@@ -103,7 +93,26 @@ struct Folder<'a> {
     hear_at: Instant,
 }
 
-impl Folder<'_> {
+impl<'a> Folder<'a> {
+    fn new(source: FileSource, outlet: &'a Outlet, seen: Seen) -> Self {
+        let now = outlet.clock.instant();
+        Self {
+            source: Arc::new(source),
+            outlet,
+            seen,
+            settling: HashMap::new(),
+            due: BinaryHeap::new(),
+            handed: HashMap::new(),
+            waiting: VecDeque::new(),
+            told: Arc::default(),
+            watch: None,
+            look_at: now,
+            looked_at: now,
+            look_took: Duration::ZERO,
+            hear_at: now,
+        }
+    }
+
     async fn follow(&mut self) {
         loop {
             let (now, has_room) = (self.outlet.clock.instant(), self.waiting.len() < WAITING_MAX);
@@ -135,17 +144,23 @@ impl Folder<'_> {
     async fn hear(&mut self) {
         let mut everything = self.told.takes_everything();
         for path in self.told.take() {
-            match self.source.name_of(&path) {
-                Some(name) if self.source.is_for(name) => match self.stamp(name).await {
-                    Ok(stamp) => self.arm(name, stamp),
-                    Err(_) => everything = true,
-                },
-                // It may be a folder that came or went with all that is in it.
-                Some(name) if self.source.recursive && !self.source.is_excluded(name) => {
-                    everything |= !fs::symlink_metadata(&path).await.is_ok_and(|metadata| metadata.is_file());
-                }
-                Some(_) => {}
-                None => everything = true,
+            let Some(name) = self.source.name_of(&path) else {
+                everything = true;
+                continue;
+            };
+            let is_for = self.source.is_for(name);
+            let may_be_folder = self.source.recursive && !self.source.is_excluded(name);
+            if !is_for && !may_be_folder {
+                continue;
+            }
+            match self.metadata(name).await {
+                // It came with all that is in it.
+                Ok(Some(metadata)) if metadata.is_dir() => everything |= may_be_folder,
+                // It may have been one that went so.
+                Ok(None) if may_be_folder && (!is_for || self.seen.knows_some_in(name)) => everything = true,
+                Ok(metadata) if is_for => self.arm(name, metadata.as_ref().and_then(Stamp::of)),
+                Ok(_) => {}
+                Err(_) => everything = true,
             }
         }
         let now = self.outlet.clock.instant();
@@ -166,7 +181,7 @@ impl Folder<'_> {
             let found = look::look(&source, &known, files_max, &told, &mut watch);
             (found, watch)
         });
-        let found = match looked.await {
+        let found = match self.patiently(looked).await {
             Ok((found, watch)) => {
                 self.watch = watch;
                 found
@@ -210,13 +225,29 @@ impl Folder<'_> {
         }
     }
 
-    /// How the file is; nothing when there is none of that name.
-    async fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
-        match fs::symlink_metadata(self.source.folder.join(name)).await {
-            Ok(metadata) => Ok(Stamp::of(&metadata)),
+    /// Waits for the file system, and says so when that takes long: one that has gone may never answer. To ask once more would only have
+    /// another thread wait beside this one.
+    async fn patiently<T>(&self, asked: impl Future<Output = T>) -> T {
+        let mut asked = pin!(asked);
+        if let Ok(answer) = timeout(ANSWERS_WITHIN, &mut asked).await {
+            return answer;
+        }
+        self.outlet.trouble(format!("`{}` does not answer", self.source.folder.display()));
+        asked.await
+    }
+
+    /// What has that name; nothing when there is none.
+    async fn metadata(&self, name: &str) -> io::Result<Option<Metadata>> {
+        match self.patiently(fs::symlink_metadata(self.source.folder.join(name))).await {
+            Ok(metadata) => Ok(Some(metadata)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// How the file is; nothing when there is none of that name.
+    async fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
+        Ok(self.metadata(name).await?.as_ref().and_then(Stamp::of))
     }
 
     /// How it was when it was handed on, or dealt with, last.
@@ -291,7 +322,7 @@ impl Folder<'_> {
         let mut handed = Handed::default();
         if fits && self.source.on.contains(&change) {
             let sha256 = match stamp {
-                Some(stamp) => match digest(&self.source.folder.join(&**name), stamp).await? {
+                Some(stamp) => match digest(self.source.folder.join(&**name), stamp).await? {
                     None => return Ok(false),
                     digest => digest,
                 },
@@ -387,28 +418,39 @@ async fn until<T>(now: Instant, at: Instant, then: impl Future<Output = T>) -> T
     then.await
 }
 
-/// The SHA-256 of the file, in hexadecimal; nothing when it is not, or does not stay, as `stamp` says.
-async fn digest(path: &Path, stamp: Stamp) -> io::Result<Option<String>> {
+/// The SHA-256 of the file, in hexadecimal; nothing when it is not, or does not stay, as `stamp` says. On a thread aside, which stops when
+/// nobody waits for it.
+async fn digest(path: PathBuf, stamp: Stamp) -> io::Result<Option<String>> {
+    let abandoned = CancellationToken::new();
+    let _abandons = abandoned.clone().drop_guard();
+    let digest = move || digest_while(&path, stamp, || !abandoned.is_cancelled());
+    tokio::task::spawn_blocking(digest).await.map_err(io::Error::other)?
+}
+
+fn digest_while(path: &Path, stamp: Stamp, is_wanted: impl Fn() -> bool) -> io::Result<Option<String>> {
     // What took the place of a file meanwhile, such as a link or a pipe, is not followed, and not waited for.
     let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
-    let mut open = fs::OpenOptions::new();
-    let mut file = match open.read(true).custom_flags(flags.cast_signed()).open(path).await {
+    let file = match File::options().read(true).custom_flags(flags.cast_signed()).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    file.set_max_buf_size(CHUNK_BYTES);
-    let as_it_was = |metadata: std::fs::Metadata| Stamp::of(&metadata) == Some(stamp);
-    if !as_it_was(file.metadata().await?) {
+    let is_as_it_was = || Ok::<_, io::Error>(Stamp::of(&file.metadata()?) == Some(stamp));
+    if !is_as_it_was()? {
         return Ok(None);
     }
     let (mut sha256, mut chunk) = (Sha256::new(), vec![0; CHUNK_BYTES]);
     // No further than where it has grown, or whoever writes as fast would hold up all others.
-    let mut file = file.take(stamp.size + 1);
-    while let bytes @ 1.. = file.read(&mut chunk).await? {
-        sha256.update(&chunk[..bytes]);
+    let mut content = (&file).take(stamp.size + 1);
+    while is_wanted() {
+        match content.read(&mut chunk) {
+            Ok(0) => return Ok(is_as_it_was()?.then(|| hex::encode(sha256.finalize()))),
+            Ok(bytes) => sha256.update(&chunk[..bytes]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
-    Ok(as_it_was(file.get_ref().metadata().await?).then(|| hex::encode(sha256.finalize())))
+    Ok(None)
 }
 
 /// Our own payload.
@@ -437,4 +479,76 @@ fn native(source: &str, change: Change, name: &str, stamp: Stamp, sha256: Option
     };
     // Texts and numbers always have a form in JSON.
     serde_json::to_vec(&file).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use notify::event::{EventKind, ModifyKind, RenameMode};
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::trigger::source::tests::{outlet, trouble};
+
+    const TRIGGER: &str = "file = { source = \"inbox\" }";
+    const LATER: Duration = Duration::from_secs(3_600);
+
+    /// A folder of which all is looked at again in an hour, unless somebody tells of something.
+    async fn folder<'a>(path: &Path, outlet: &'a Outlet) -> Folder<'a> {
+        let source: FileSource = toml::from_str(&format!("folder = {path:?}\nrecursive = true")).unwrap();
+        let (seen, _) = Seen::read(&path.join("seen"), path).await;
+        let mut folder = Folder::new(source, outlet, seen);
+        folder.look_at += LATER;
+        folder
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_moved_in_or_out_is_looked_at_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outlet, _) = outlet(TRIGGER, &Metrics::new());
+        let told = async |folder: &mut Folder<'_>, name: &str, mode| {
+            let kind = EventKind::Modify(ModifyKind::Name(mode));
+            folder.told.hear(Ok(notify::Event::new(kind).add_path(dir.path().join(name))));
+            folder.hear().await;
+            folder.look_at < outlet.clock.instant() + LATER / 2
+        };
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("sub/a.csv"), "1").unwrap();
+        fs::write(dir.path().join("b.csv"), "1").unwrap();
+        assert!(!told(&mut folder(dir.path(), &outlet).await, "b.csv", RenameMode::To).await, "it is looked at alone");
+        let mut folder = folder(dir.path(), &outlet).await;
+        assert!(told(&mut folder, "sub", RenameMode::To).await);
+
+        folder.look_at += LATER;
+        let stamp = folder.stamp("sub/a.csv").await.unwrap();
+        folder.seen.note(&"sub/a.csv".into(), stamp, outlet.clock.instant());
+        fs::remove_dir_all(dir.path().join("sub")).unwrap();
+        assert!(!told(&mut folder, "su", RenameMode::From).await, "nothing was in it");
+        assert!(told(&mut folder, "sub", RenameMode::From).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_system_that_does_not_answer_is_a_trouble() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outlet, _) = outlet(TRIGGER, &Metrics::new());
+        let folder = folder(dir.path(), &outlet).await;
+        folder.patiently(tokio::time::sleep(ANSWERS_WITHIN / 2)).await;
+        assert_eq!(trouble(&outlet), None);
+        folder.patiently(tokio::time::sleep(ANSWERS_WITHIN * 2)).await;
+        assert!(trouble(&outlet).unwrap().ends_with("does not answer"));
+    }
+
+    #[tokio::test]
+    async fn a_digest_is_of_what_stays_and_of_nothing_that_nobody_waits_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a");
+        fs::write(&file, "abc").unwrap();
+        let stamp = Stamp::of(&fs::metadata(&file).unwrap()).unwrap();
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(digest(file.clone(), stamp).await.unwrap().as_deref(), Some(abc));
+        assert_eq!(digest(file.clone(), Stamp { size: 2, ..stamp }).await.unwrap(), None);
+        assert_eq!(digest(dir.path().join("gone"), stamp).await.unwrap(), None);
+        assert_eq!(digest_while(&file, stamp, || false).unwrap(), None);
+    }
 }

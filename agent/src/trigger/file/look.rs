@@ -43,7 +43,7 @@ impl Told {
         self.news.notify_one();
     }
 
-    fn hear(&self, event: notify::Result<Event>) {
+    pub(super) fn hear(&self, event: notify::Result<Event>) {
         let Ok(event) = event else { return self.look_everywhere() };
         match event.kind {
             // Reading a file is no news; ours least of all.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::Metadata;
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -116,6 +117,13 @@ impl Seen {
     /// All that is known; who holds it for long makes the next note dear.
     pub(super) fn known(&self) -> &Arc<Known> {
         &self.known
+    }
+
+    /// Whether a file is known that is in the folder of that name.
+    pub(super) fn knows_some_in(&self, name: &str) -> bool {
+        let start = format!("{name}/");
+        let mut behind = self.known.range::<str, _>((Bound::Included(start.as_str()), Bound::Unbounded));
+        behind.next().is_some_and(|(first, _)| first.starts_with(&start))
     }
 
     /// Whether nothing was ever known of the folder.

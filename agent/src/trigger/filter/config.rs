@@ -234,7 +234,7 @@ mod tests {
             ("{ deadband = 1 }", "without `changed`"),
             (r#"{ changed = "/t", deadband = 0 }"#, "0 is not a distance"),
             (r#"{ changed = "/t", deadband = -0.5 }"#, "-0.5 is not a distance"),
-            (r#"{ changed = "/t", deadband = nan }"#, "NaN is not a distance"),
+            (r#"{ changed = "/t", deadband = nan }"#, "NaN is no number to reckon with"),
             (r#"{ changed = "/t", deadband = "inf%" }"#, "inf% is not a distance"),
             (r#"{ changed = "/t", deadband = "2" }"#, "`2` is neither a number nor a percentage"),
             (r#"{ changed = "/t", deadband = true }"#, "true is not a number"),

@@ -85,11 +85,16 @@ struct Passed {
     key: u64,
     line: Arc<Line>,
     number: u64,
+    /// Whether it lacks what is compared.
+    lacks_it: bool,
 }
 
 impl Passed {
     fn end(&self, result: &Result<(), NotKept>) {
-        if result.is_err() {
+        if result.is_ok() {
+            // Now, since one that is refused comes again.
+            self.filter.metrics.unfiltered.inc_by(u64::from(self.lacks_it));
+        } else {
             // First, since whoever hears of it below may send it again at once. All of it: what passed since may have been compared with
             // this one, and an event too many is better than one that is lost.
             self.filter.lock().forget(self.key, |known| Arc::ptr_eq(&known.line, &self.line));
@@ -137,6 +142,7 @@ impl Filter {
         let now = self.clock.instant();
         let key = self.hashes.hash_one(event.part(&self.config.per).ok().flatten());
         let seen = self.seen(event);
+        let lacks_it = seen.is_none() && self.config.changed.is_some();
         let mut recent = self.lock();
         let known = recent.get(key);
         if let Some(known) = &known
@@ -161,7 +167,7 @@ impl Filter {
         // Under the lock of all: what is left out from now on stands behind it.
         let number = line.join();
         drop(recent);
-        Ok(Passed { filter: Arc::clone(self), key, line, number })
+        Ok(Passed { filter: Arc::clone(self), key, line, number, lacks_it })
     }
 
     /// What is compared of `event`; `None` when nothing is, or it lacks that.
@@ -178,13 +184,10 @@ impl Filter {
                 })
             }
         };
-        if seen.is_none() {
-            self.metrics.unfiltered.inc();
-            if !self.told.swap(true, Ordering::Relaxed) {
-                let topic = event.event().subject.as_deref().unwrap_or_default();
-                let what = if self.config.deadband.is_some() { "number" } else { "value" };
-                tracing::warn!(function = %self.function, %field, topic, "an event has no such {what}, and is not compared; others are only counted");
-            }
+        if seen.is_none() && !self.told.swap(true, Ordering::Relaxed) {
+            let topic = event.event().subject.as_deref().unwrap_or_default();
+            let what = if self.config.deadband.is_some() { "number" } else { "value" };
+            tracing::warn!(function = %self.function, %field, topic, "an event has no such {what}, and is not compared; others are only counted");
         }
         seen
     }

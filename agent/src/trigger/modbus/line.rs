@@ -28,8 +28,8 @@ pub(super) enum Answer {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// The device says so, and goes on.
-    #[error("{0}")]
-    Exception(String),
+    #[error("{}", named(.0))]
+    Exception(ExceptionCode),
     /// The other side has ended the connection, perhaps long ago.
     #[error("the connection was closed")]
     Closed,
@@ -39,6 +39,14 @@ pub(super) enum Failure {
     /// There is no connection.
     #[error("{0}")]
     Away(String),
+}
+
+impl Failure {
+    /// Whether the device says so each time: it has no such function or address, or does not take such a value.
+    pub(super) const fn is_for_good(&self) -> bool {
+        use ExceptionCode::{IllegalDataAddress, IllegalDataValue, IllegalFunction};
+        matches!(self, Self::Exception(IllegalFunction | IllegalDataAddress | IllegalDataValue))
+    }
 }
 
 /// The way to a device, for all that want something of it: one after the other, over one connection that is made when it is needed.
@@ -190,7 +198,7 @@ impl Line {
         self.free_at = self.clock.instant() + self.silence;
         match answer {
             Ok(Ok(Ok(response))) => Ok(response),
-            Ok(Ok(Err(exception))) => Err(Failure::Exception(named(exception))),
+            Ok(Ok(Err(exception))) => Err(Failure::Exception(exception)),
             Ok(Err(error)) => Err(failure(error)),
             Err(_) => Err(Failure::Broken(format!("it did not answer within {patience:?}"))),
         }
@@ -213,7 +221,7 @@ fn silence(port: &PortConfig) -> Duration {
 }
 
 /// As the protocol calls it.
-fn named(exception: ExceptionCode) -> String {
+fn named(exception: &ExceptionCode) -> String {
     let name = match exception {
         ExceptionCode::IllegalFunction => "illegal function",
         ExceptionCode::IllegalDataAddress => "illegal data address",

@@ -39,5 +39,8 @@ async fn set(access: &Access<'_>, point: &str, value: FieldValue) -> Result<(), 
             return Err(NotKept::ForGood(format!("a register of the kind `{kind}` can only be read")));
         }
     };
-    done.map_err(|failure| NotKept::NotNow(failure.to_string()))
+    done.map_err(|failure| {
+        let why = failure.to_string();
+        if failure.is_for_good() { NotKept::ForGood(why) } else { NotKept::NotNow(why) }
+    })
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -12,7 +13,7 @@ use super::plan::{self, Request};
 use super::value::{self, Value};
 use super::{ModbusSource, When};
 use crate::broker::BackOff;
-use crate::trigger::source::{Observed, Outlet};
+use crate::trigger::source::{Handed, Observed, Outlet};
 
 /// CloudEvents `type`.
 const KIND: &str = "modbus.values";
@@ -32,8 +33,10 @@ struct Unit {
 struct Poll<'a> {
     access: &'a Access<'a>,
     outlet: &'a Outlet,
-    /// What each register was when it was told last.
+    /// What each register was when it was told last, with `when = "change"`.
     told: BTreeMap<usize, Value>,
+    /// What was told and is not known to be kept.
+    under_way: Handed,
 }
 
 /// Asks `units`, until it is dropped.
@@ -44,7 +47,7 @@ pub(super) async fn run(access: &Access<'_>, outlet: &Outlet) {
     let units = plan::units(access.source).into_iter();
     let mut units: Vec<_> =
         units.map(|(id, requests)| Unit { id, requests, back_off: back_off(), rests_until: None }).collect();
-    let mut poll = Poll { access, outlet, told: BTreeMap::new() };
+    let mut poll = Poll { access, outlet, told: BTreeMap::new(), under_way: Handed::default() };
     loop {
         ticks.tick().await;
         poll.round(&mut units).await;
@@ -81,12 +84,27 @@ impl Poll<'_> {
             None => {}
         }
         troubles.for_each(|why| self.outlet.count(&why));
+        if !values.is_empty() {
+            self.tell(values).await;
+        }
+    }
+
+    /// Tells `values`, or with `when = "change"` does so when one of them differs from what was told and is kept.
+    async fn tell(&mut self, mut values: BTreeMap<usize, Value>) {
+        let source = self.access.source;
+        if source.when == When::Always {
+            // The next poll tells what this one does, so that nothing is lost with it.
+            return self.outlet.tell(observed(source, &values)).await;
+        }
+        if let Some(Err(why)) = self.under_way.settled().now_or_never() {
+            self.outlet.count(&format!("what has changed is told again: {why}"));
+            (self.told, self.under_way) = Default::default();
+        }
         let is_new = |(i, value): (&usize, &Value)| {
-            let deadband = self.access.source.registers[*i].deadband;
-            self.told.get(i).is_none_or(|told| value.differs(told, deadband))
+            self.told.get(i).is_none_or(|told| value.differs(told, source.registers[*i].deadband))
         };
-        if !values.is_empty() && (self.access.source.when == When::Always || values.iter().any(is_new)) {
-            self.outlet.tell(observed(self.access.source, &values)).await;
+        if values.iter().any(is_new) {
+            self.under_way.add(self.outlet.hand_on(observed(source, &values), |_| true).await);
             self.told.append(&mut values);
         }
     }
@@ -104,7 +122,7 @@ impl Poll<'_> {
                 Ok(answer) => self.take(request, &answer, values, |name| {
                     troubles.push(told(&format!("`{name}` has no finite value")));
                 }),
-                Err(Failure::Exception(why)) => troubles.push(told(&why)),
+                Err(failure @ Failure::Exception(_)) => troubles.push(told(&failure.to_string())),
                 Err(Failure::Away(why)) => return Err(why),
                 Err(failure) => return Err(told(&failure.to_string())),
             }
@@ -162,5 +180,31 @@ fn observed(source: &ModbusSource, values: &BTreeMap<usize, Value>) -> Observed 
         // Texts and finite numbers always have a form in JSON.
         data: serde_json::to_vec(&Payload(source, values)).unwrap_or_default().into(),
         ..Observed::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::trigger::source::tests::outlet;
+
+    #[tokio::test]
+    async fn a_change_that_was_not_kept_is_told_again() {
+        let keys = "tcp = \"plc:502\"\nwhen = \"change\"\nregisters = [{ name = \"x\", input = 0 }]";
+        let source: ModbusSource = toml::from_str(keys).unwrap();
+        let (outlet, function) = outlet("modbus = { source = \"plc\" }", &Metrics::new());
+        let access = Access::new(&source, &outlet.clock);
+        let mut poll = Poll { access: &access, outlet: &outlet, told: BTreeMap::new(), under_way: Handed::default() };
+        let poll_gives = async |poll: &mut Poll<'_>, x| {
+            poll.tell(BTreeMap::from([(0, Value::Unsigned(x))])).await;
+            function.taken().pop().map(|(_, receipt)| receipt)
+        };
+        let told = poll_gives(&mut poll, 1).await.unwrap();
+        assert!(poll_gives(&mut poll, 1).await.is_none(), "it is under way");
+        told.fail("the disk is full");
+        poll_gives(&mut poll, 1).await.unwrap().keep();
+        assert!(poll_gives(&mut poll, 1).await.is_none());
+        assert!(poll_gives(&mut poll, 2).await.is_some());
     }
 }

@@ -158,15 +158,6 @@ impl RegisterConfig {
             let hint = "write for example `deadband = 0.5`";
             document.refuse(&join(path, "deadband"), "it is less than nothing", hint);
         }
-        for (key, number) in [("scale", self.scale), ("offset", self.offset), ("deadband", self.deadband)] {
-            if !number.is_finite() {
-                document.refuse(
-                    &join(path, key),
-                    format!("{number} is no number to reckon with"),
-                    "write a finite one",
-                );
-            }
-        }
         let (address, width) = (self.place.address(), self.width());
         if width > at_once {
             let what = format!("it takes {width} registers, and one request reads {at_once}");

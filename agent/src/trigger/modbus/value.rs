@@ -170,6 +170,9 @@ mod tests {
         check("scale = 0.1", &[3], (Big, Big), "0.3");
         check("scale = 0.1\noffset = -400", &[615], (Big, Big), "21.5");
         check("type = \"f32\"\nscale = 10", &[0x41A8, 0xCCCD], (Big, Big), "211.0");
+        // A meter that counts in thousandths loses none of them.
+        let counter = [0, 0x0B3A, 0x73CE, 0x2FF2];
+        check("type = \"u64\"\nscale = 0.001", &counter, (Big, Big), "12345678901.234");
         check("type = \"f32\"", &[0x7FC0, 0], (Big, Big), "");
         check("type = \"f32\"\nscale = 2", &[0xFF80, 0], (Big, Big), "");
     }
@@ -204,7 +207,7 @@ mod tests {
         good("type = \"bool\"", Boolean(true), (Big, Big), &[1], "true");
         good("type = \"bool\"", Boolean(true), (Big, Little), &[0x0100], "true");
         let counter = "type = \"u64\"\nscale = 0.001";
-        good(counter, Number(12_345_678_901.234), (Big, Big), &[0, 0x0B3A, 0x73CE, 0x2FF2], "12345678901.23");
+        good(counter, Number(12_345_678_901.234), (Big, Big), &[0, 0x0B3A, 0x73CE, 0x2FF2], "12345678901.234");
         let bad: fn(Result<_, String>) -> String = |set: Result<(Vec<u16>, String), String>| set.unwrap_err();
         assert_eq!(bad(set("", Integer(65_536), (Big, Big))), "65536 does not fit its type");
         assert_eq!(bad(set("", Number(-1.0), (Big, Big))), "-1 does not fit its type");
