@@ -32,7 +32,7 @@ async fn plc() -> anyhow::Result<(Plc, Server, String)> {
     let registers = "{ name = \"speed\", holding = 5, scale = 0.5 }, { name = \"ramp\", holding = 6, type = \"u32\" }, \
                      { name = \"missing\", holding = 500 }, { name = \"level\", input = 0 }";
     let config = format!(
-        "[source.plc]\nmodbus = {{ tcp = \"{}\", every = \"50ms\", registers = [{registers}] }}\n",
+        "[source.plc]\nmodbus = {{ tcp = \"{}\", every = \"50ms\", timeout = \"5s\", registers = [{registers}] }}\n",
         server.address
     );
     Ok((plc, server, config))

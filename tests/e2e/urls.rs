@@ -339,7 +339,7 @@ async fn what_a_caller_has_published_stands_behind_what_was_before() -> anyhow::
          (drop (call $append (i32.const 2057) (i32.const 4) (i32.const 2048) (i32.const 1)))
          (call $answer (i32.const 2048) (i32.const 0))"
     );
-    let granted = "capabilities = [\"mqtt:publish:results/#\", \"stream:kept\"]";
+    let granted = "capabilities = [\"mqtt:publish:results/#\", \"stream:kept\"]\ntimeout = \"1m\"";
     let functions = [url("burst", granted, "path = \"/burst\""), url("last", granted, "path = \"/last\"")].concat();
     let config = format!("[stream.kept]\n{functions}[mqtt.local]\nurl = \"{}\"\n", wire.url());
     let guests = [("burst", Guest::raw(&burst, "results/akept")), ("last", Guest::forward("results/a"))];

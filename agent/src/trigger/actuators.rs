@@ -99,7 +99,7 @@ mod tests {
         let (actuators, plc) = (Actuators::default(), SourceName::parse("plc").unwrap());
         let mut before = actuators.add(plc.clone(), 1);
         let write = FieldWrite { source: plc.clone(), point: "speed".into(), value: FieldValue::Integer(7) };
-        let writing = tokio::spawn({
+        let mut writing = tokio::spawn({
             let actuators = actuators.clone();
             async move { actuators.write(vec![write]).await }
         });
@@ -107,7 +107,10 @@ mod tests {
         actuators.remove(&plc);
         drop((order, before));
         let mut after = actuators.add(plc, 1);
-        let again = after.recv().await.unwrap();
+        let again = tokio::select! {
+            again = after.recv() => again.unwrap(),
+            ended = &mut writing => panic!("it was given up on: {ended:?}"),
+        };
         assert_eq!((again.point.as_str(), again.value), ("speed", FieldValue::Integer(7)));
         again.done.send(Ok(())).unwrap();
         assert_eq!(writing.await.unwrap(), Ok(()));

@@ -155,7 +155,7 @@ impl<'a> Folder<'a> {
             }
             match self.metadata(name).await {
                 // It came with all that is in it.
-                Ok(Some(metadata)) if metadata.is_dir() => everything |= may_be_folder,
+                Ok(Some(metadata)) if may_be_folder && metadata.is_dir() => everything = true,
                 // It may have been one that went so.
                 Ok(None) if may_be_folder && (!is_for || self.seen.knows_some_in(name)) => everything = true,
                 Ok(metadata) if is_for => self.arm(name, metadata.as_ref().and_then(Stamp::of)),
