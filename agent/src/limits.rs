@@ -47,6 +47,17 @@ pub struct Limits {
     /// Events that the filter of one trigger has left out and that are acknowledged with the one that passed before: as many as ten
     /// brokers may have under way. Those beyond are acknowledged at once.
     pub filter_waiting_max: usize,
+    /// Events in one window: those of 200 bytes fill the largest event, beyond which it is cut in any case.
+    pub window_events_max: u32,
+    /// Topics, or whatever `per` says, of which one trigger has a window open. Beyond, the one that is open for longest ends early.
+    pub window_keys_max: usize,
+    /// Events that wait in windows of one function, on disk and in memory: some 10 MB beside their payloads. From half of it on the
+    /// window that is open for longest ends early; beyond, events are not acknowledged.
+    pub windowed_events_max: usize,
+    /// The same in bytes.
+    pub windowed_bytes_max: ByteSize,
+    /// Events that wait for windows of a function that is gone: long enough to notice that it is. Older ones become dead letters.
+    pub windowed_age_max: Span,
     /// Payloads of one source that functions have not got rid of. Then it waits.
     pub source_bytes_max: ByteSize,
     /// Longest line of a program or a file.
@@ -177,6 +188,11 @@ impl Default for Limits {
             seen_window_max: Span::from_secs(30 * 86_400),
             filter_keys_max: 10_000,
             filter_waiting_max: 10_000,
+            window_events_max: 5_000,
+            window_keys_max: 10_000,
+            windowed_events_max: 50_000,
+            windowed_bytes_max: ByteSize::mib(16),
+            windowed_age_max: Span::from_secs(7 * 86_400),
             source_bytes_max: ByteSize::mib(1),
             source_line_bytes_max: ByteSize(64 << 10),
             source_writes_max: 64,

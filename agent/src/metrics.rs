@@ -151,6 +151,26 @@ impl Filtered {
     const LABELS: [&str; 3] = ["unchanged", "deadband", "rate"];
 }
 
+/// What ended a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowEnd {
+    /// It has as many events as it is to have.
+    Count,
+    /// Its time has passed.
+    Time,
+    /// It would be too large, too much waited, or its trigger is gone.
+    Early,
+}
+
+impl WindowEnd {
+    const LABELS: [&str; 3] = ["count", "time", "early"];
+
+    /// One word for metrics and handlers.
+    pub const fn label(self) -> &'static str {
+        Self::LABELS[self as usize]
+    }
+}
+
 /// The outcomes' labels, in the order of [`outcome_index`].
 const OUTCOMES: [&str; 9] =
     ["succeeded", "retry", "rejected", "denied", "timed-out", "trapped", "out-of-memory", "bad-output", "unavailable"];
@@ -193,6 +213,8 @@ pub struct FunctionMetrics {
     pub unfiltered: Counter,
     /// Topics that a filter forgot, because there were too many.
     pub filter_forgotten: Counter,
+    /// Events that wait in windows.
+    pub windowed: Gauge,
     /// Instances that were made because no warm one was free.
     pub cold_starts: Counter,
     /// Instances that exist, busy or warm.
@@ -207,6 +229,7 @@ pub struct FunctionMetrics {
     pub recent: RecentRuns,
     dropped: [Counter; Dropped::LABELS.len()],
     filtered: [Counter; Filtered::LABELS.len()],
+    windows: [Counter; WindowEnd::LABELS.len()],
     url_responses: [Counter; URL_RESPONSES.len()],
     invocations: [Counter; OUTCOMES.len()],
 }
@@ -220,6 +243,11 @@ impl FunctionMetrics {
     /// Counts an event that a filter left out.
     pub fn filtered(&self, why: Filtered) {
         self.filtered[why as usize].inc();
+    }
+
+    /// Counts a window that has ended.
+    pub fn window_ended(&self, why: WindowEnd) {
+        self.windows[why as usize].inc();
     }
 
     /// Counts an invocation, its cold start if it had one, and its time in the handler.
@@ -292,6 +320,16 @@ impl Functions {
             "tidegate_function_invocations",
             "Runs of the handler, by how they ended",
             functions.iter().flat_map(|(name, f)| by_label("outcome", name, &OUTCOMES, &f.invocations)),
+        )?;
+        scrape.gauges(
+            "tidegate_function_windowed",
+            "Events that wait on disk for their windows",
+            functions.iter().map(|(name, f)| ([("function", name.as_str())], f.windowed.get())),
+        )?;
+        scrape.counters(
+            "tidegate_function_windows",
+            "Windows that were full, by what ended them",
+            functions.iter().flat_map(|(name, f)| by_label("end", name, &WindowEnd::LABELS, &f.windows)),
         )?;
         // Most functions have no URL: they are left out.
         let called = functions.iter().filter(|(_, f)| f.url_responses.iter().any(|counter| counter.get() > 0));

@@ -31,6 +31,7 @@ use crate::topic::{TopicFilter, check_topic};
 use crate::trigger::filter::AtMost;
 use crate::trigger::http::{self, EventShape, PathTemplate};
 use crate::trigger::schedule::Schedule;
+use crate::trigger::window;
 use crate::units::{ByteSize, Span};
 
 /// A parser, under the name of its fuzz target and of the folder of its seeds.
@@ -52,7 +53,7 @@ pub const PARSERS: &[Parser] = &[
     Parser { name: "journal-scan", run: journal_scan },
     Parser { name: "journal-folder", run: journal_folder },
     Parser { name: "event", run: event },
-    Parser { name: "stored", run: dispatch::check_stored },
+    Parser { name: "stored", run: stored },
     Parser { name: "gateway-toml", run: gateway_toml },
     Parser { name: "function-toml", run: function_toml },
     Parser { name: "bundle", run: bundle },
@@ -76,6 +77,12 @@ pub const PARSERS: &[Parser] = &[
 /// The parser of this name.
 pub fn named(name: &str) -> Option<&'static Parser> {
     PARSERS.iter().find(|parser| parser.name == name)
+}
+
+/// What the agent keeps for itself: each kind of record.
+fn stored(bytes: &[u8]) {
+    dispatch::check_stored(bytes);
+    window::check_stored(bytes);
 }
 
 /// What reads back is written the same again, and nothing is read beyond the end. The bytes are taken as a whole value, and

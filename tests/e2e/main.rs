@@ -35,6 +35,7 @@ mod sources;
 mod together;
 mod uplink;
 mod urls;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

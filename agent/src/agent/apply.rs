@@ -203,8 +203,8 @@ impl Parts {
         }
         let events = EventTriggers::new(site.listeners.all().iter().filter_map(|listener| {
             let TriggerKind::Event(trigger) = &listener.trigger.kind else { return None };
-            let (function, only) = (listener.function.clone(), listener.filter.clone());
-            Some(event::Route { trigger: trigger.clone(), function, only })
+            let (function, only, window) = listener.parts();
+            Some(event::Route { trigger: trigger.clone(), function, only, window })
         }));
         let brokers =
             site.brokers.iter().map(|(name, (mqtt, broker))| (name.clone(), (mqtt.url.clone(), broker.clone())));
@@ -339,12 +339,13 @@ impl Parts {
 
     /// Has the triggers of `specs`, and no others, make events.
     fn listen(&self, site: &mut Site, config: &Config, specs: &[Arc<FunctionSpec>]) -> anyhow::Result<()> {
-        site.listeners.apply(specs);
+        self.windows.apply(specs);
+        site.listeners.apply(specs, &self.windows);
         for (name, (config, broker)) in &site.brokers {
             let routes = site.listeners.all().iter().filter_map(|listener| match &listener.trigger.kind {
                 TriggerKind::Mqtt(mqtt) if broker_of(mqtt) == name.as_str() => {
-                    let (function, only) = (listener.function.clone(), listener.filter.clone());
-                    Some(Route { filter: mqtt.filter.clone(), qos: mqtt.qos, function, only })
+                    let (function, only, window) = listener.parts();
+                    Some(Route { filter: mqtt.filter.clone(), qos: mqtt.qos, function, only, window })
                 }
                 _ => None,
             });

@@ -1,5 +1,6 @@
 //! The agent as the API sees it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ impl AgentHandle for Parts {
             uptime_ms: u64::try_from((self.clock.instant() - self.started).as_millis()).unwrap_or(u64::MAX),
             functions: self.dispatcher.functions().iter().map(function_status).collect(),
             brokers: current.brokers.iter().map(|(name, (url, broker))| broker_status(name, url, broker)).collect(),
-            unclaimed: self.dispatcher.orphans().into_iter().map(unclaimed_status).collect(),
+            unclaimed: self.unclaimed(),
             sources: self.sources.status(),
             outboxes: self.outlets.outboxes().into_iter().map(outbox_status).collect(),
             streams: streams.collect(),
@@ -184,10 +185,6 @@ fn function_status(function: &crate::dispatch::FunctionStatus) -> FunctionStatus
     }
 }
 
-fn unclaimed_status((function, events): (FunctionName, u64)) -> UnclaimedStatus {
-    UnclaimedStatus { function, events }
-}
-
 fn broker_status(name: &BrokerName, url: &str, broker: &Broker) -> BrokerStatus {
     let status = broker.status();
     BrokerStatus {
@@ -223,6 +220,15 @@ fn model_status(model: crate::inference::ModelStatus) -> Option<ModelStatus> {
 }
 
 impl Parts {
+    /// Functions that are not in service, and have events on disk: parked, or in windows.
+    fn unclaimed(&self) -> Vec<UnclaimedStatus> {
+        let mut events: BTreeMap<FunctionName, u64> = BTreeMap::new();
+        for (function, waiting) in self.dispatcher.orphans().into_iter().chain(self.windows.unclaimed()) {
+            *events.entry(function).or_default() += waiting;
+        }
+        events.into_iter().map(|(function, events)| UnclaimedStatus { function, events }).collect()
+    }
+
     /// What is wrong with the connections to brokers.
     pub(super) fn unhealthy_brokers(&self) -> Vec<String> {
         let mut reasons = Vec::new();

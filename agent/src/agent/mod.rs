@@ -34,6 +34,7 @@ use crate::telemetry::{self, Exporter, LogRing};
 use crate::trigger::actuators::Actuators;
 use crate::trigger::listener::Listeners;
 use crate::trigger::source::Sources;
+use crate::trigger::window::Windows;
 use crate::uplink::UplinkThread;
 
 /// How long running invocations may go on once the agent stops.
@@ -92,6 +93,7 @@ struct Parts {
     dispatcher: Dispatcher,
     site: Mutex<Site>,
     sources: Sources,
+    windows: Windows,
     uplink_thread: UplinkThread,
     /// What the configuration that serves is made of.
     layers: RwLock<Layers>,
@@ -172,6 +174,13 @@ impl Agent {
         let listeners = Listeners::new(metrics.clone(), Arc::clone(&limits), clock.clone());
         let site = Mutex::new(Site::new(&dispatcher, listeners, &state_dir, clock.clone()));
         let sources = Sources::new(Arc::new(dispatcher.clone()), actuators, &state_dir, &limits, clock.clone());
+        let windows = Windows::new(
+            Arc::new(dispatcher.clone()),
+            Arc::clone(&journal),
+            metrics.clone(),
+            Arc::clone(&limits),
+            clock.clone(),
+        );
         let parts = Arc::new(Parts {
             started: clock.instant(),
             gateway,
@@ -188,6 +197,7 @@ impl Agent {
             dispatcher,
             site,
             sources,
+            windows,
             uplink_thread: UplinkThread::start(threads)?,
             layers: RwLock::default(),
             reconfiguring: Mutex::default(),
@@ -232,7 +242,9 @@ impl Agent {
         let mut site = parts.site.lock().await;
         site.stop_triggers();
         parts.sources.hush().await;
+        parts.windows.hush().await;
         parts.dispatcher.drain(DRAIN_PATIENCE).await;
+        parts.windows.stop().await;
         parts.sources.stop().await;
         parts.outlets.stop(DISCONNECT_PATIENCE).await;
         site.stop_links(DISCONNECT_PATIENCE).await;

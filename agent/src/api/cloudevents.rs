@@ -14,7 +14,7 @@ use crate::event::Event;
 /// Media type of one event as JSON.
 pub(super) const STRUCTURED: &str = "application/cloudevents+json";
 /// Media type of several events as a JSON array.
-pub(super) const BATCH: &str = "application/cloudevents-batch+json";
+pub(crate) const BATCH: &str = "application/cloudevents-batch+json";
 
 /// Member of a recorded event that says what came of it.
 const OUTCOME: &str = "outcome";
@@ -204,7 +204,7 @@ fn from_json(mut json: Map<String, Value>, now_ms: u64) -> Result<Event, String>
     Ok(event)
 }
 
-fn json_type(content_type: &str) -> bool {
+pub(crate) fn json_type(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence.ends_with("/json") || essence.ends_with("+json")
 }

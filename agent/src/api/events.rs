@@ -17,7 +17,7 @@ use crate::event::{Event, Opened};
 use crate::name::FunctionName;
 use crate::receipt::Receipt;
 use crate::trigger::event::{EventTriggers, Wanted};
-use crate::trigger::{Delivery, filter};
+use crate::trigger::{Delivery, filter, window};
 use crate::units::Span;
 
 /// A batch may hold as much as this many of the largest events.
@@ -103,9 +103,10 @@ fn destined(event: Event, triggers: &EventTriggers, bytes_max: u64) -> Result<(A
 fn submit(shared: &Shared, events: &[(Arc<Event>, Vec<Wanted>)], receipt: &Receipt) -> Result<(), ApiError> {
     for (event, wanted) in events {
         let opened = Opened::new(event);
-        for Wanted { function, filters } in wanted {
+        for Wanted { function, filters, window } in wanted {
             let Some(receipt) = filter::admit(filters, &opened, true, receipt.clone()) else { continue };
-            let submitted = shared.agent.submit(function, Arc::clone(event), Delivery::AtLeastOnce, receipt);
+            let to = (function, window.as_deref());
+            let submitted = window::hand_on(&*shared.agent, to, (event, &opened), Delivery::AtLeastOnce, receipt);
             submitted.map_err(|refused| ApiError::refused(function, &refused))?;
         }
     }

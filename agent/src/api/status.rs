@@ -102,6 +102,9 @@ pub struct FunctionNumbers {
     /// Events that lacked what a filter compares, and passed.
     #[serde(default)]
     pub unfiltered: u64,
+    /// Events that wait on disk for their windows.
+    #[serde(default)]
+    pub windowed: u64,
     /// Runs, by outcome; those that never occurred are left out.
     pub invocations: BTreeMap<String, u64>,
     /// Further attempts.
@@ -132,6 +135,7 @@ impl From<&FunctionMetrics> for FunctionNumbers {
             dropped: metrics.events_dropped(),
             filtered: metrics.events_filtered(),
             unfiltered: metrics.unfiltered.get(),
+            windowed: u64::try_from(metrics.windowed.get()).unwrap_or(0),
             invocations: metrics.outcomes().filter(|(_, n)| *n > 0).map(|(label, n)| (label.to_owned(), n)).collect(),
             retries: metrics.retries.get(),
             conflicts: metrics.conflicts.get(),

@@ -109,7 +109,7 @@ impl AgentHandle for Played {
     fn event_triggers(&self) -> Arc<EventTriggers> {
         let double = FunctionName::parse("double").unwrap();
         let trigger = EventTrigger { kind: "com.example.*".into(), source: None };
-        Arc::new(EventTriggers::new([Route { trigger, function: double, only: None }]))
+        Arc::new(EventTriggers::new([Route { trigger, function: double, only: None, window: None }]))
     }
 
     fn function_urls(&self) -> Arc<FunctionUrls> {

@@ -48,6 +48,7 @@ fn describe(status: &Status) -> String {
             f.numbers.dead_letters.to_string(),
             f.queued.to_string(),
             f.parked.to_string(),
+            f.numbers.windowed.to_string(),
             format!("{}+{}", f.busy, f.idle),
             latency(&f.numbers.handler),
             f.triggers.join(", "),
@@ -64,13 +65,14 @@ fn describe(status: &Status) -> String {
         "DEAD",
         "QUEUED",
         "PARKED",
+        "WINDOWED",
         "BUSY+IDLE",
         "P50/P99",
         "TRIGGERS",
     ];
     parts.extend(section(&head, functions.collect()));
     let unclaimed = status.unclaimed.iter().map(|u| vec![u.function.to_string(), u.events.to_string()]);
-    parts.extend(section(&["NOT IN GATEWAY.TOML", "PARKED"], unclaimed.collect()));
+    parts.extend(section(&["NOT IN GATEWAY.TOML", "ON DISK"], unclaimed.collect()));
     let brokers = status.brokers.iter().map(|b| {
         let state = match (b.connected, &b.last_error) {
             (true, _) => "connected".to_owned(),

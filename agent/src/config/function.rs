@@ -14,6 +14,7 @@ use crate::topic::TopicFilter;
 use crate::trigger::file::FileTrigger;
 use crate::trigger::filter::FilterConfig;
 use crate::trigger::http::HttpTrigger;
+use crate::trigger::window::WindowConfig;
 use crate::units::{ByteSize, Span};
 
 /// `[[function]]`: what is said here wins over the bundle's own function.toml.
@@ -255,19 +256,25 @@ keys! { MqttDestination:
 pub struct TriggerConfig {
     /// Which of that the function sees; all unless said.
     pub only: Option<FilterConfig>,
+    /// How many of those it gets at once; each by itself unless said.
+    pub window: Option<WindowConfig>,
     /// What it listens to.
     pub kind: TriggerKind,
 }
 
-keys! { TriggerConfig: only = optional(); flatten kind: TriggerKind }
+keys! { TriggerConfig: only = optional(), window = optional(); flatten kind: TriggerKind }
 
-/// As `status` shows it: `mqtt local sensors/+/temp (changed /temperature)`.
+/// As `status` shows it: `mqtt local sensors/+/temp (changed /temperature) in windows of 50 events`.
 impl std::fmt::Display for TriggerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.only {
-            Some(only) => write!(f, "{} ({only})", self.kind),
-            None => self.kind.fmt(f),
+        self.kind.fmt(f)?;
+        if let Some(only) = &self.only {
+            write!(f, " ({only})")?;
         }
+        if let Some(window) = &self.window {
+            write!(f, " in windows of {window}")?;
+        }
+        Ok(())
     }
 }
 

@@ -55,6 +55,7 @@ use crate::trigger::process::ProcessSource;
 use crate::trigger::serial::{FrameConfig, SerialSource};
 use crate::trigger::sysfs::SysfsSource;
 use crate::trigger::tail::TailSource;
+use crate::trigger::window::WindowConfig;
 
 /// The Unix socket's name in the state folder.
 const SOCKET: &str = "tidegate.sock";
@@ -212,6 +213,7 @@ pub fn tables() -> Vec<(&'static str, &'static [&'static str])> {
         ("mqtt destination", MqttDestination::KEYS),
         ("[[function.trigger]]", TriggerConfig::KEYS),
         ("only of a trigger", FilterConfig::KEYS),
+        ("window of a trigger", WindowConfig::KEYS),
         ("mqtt trigger", MqttTrigger::KEYS),
         ("schedule trigger", ScheduleTrigger::KEYS),
         ("event trigger", EventTrigger::KEYS),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::parked::Header;
 use crate::event::Event;
 use crate::function::FunctionSpec;
 use crate::invocation::{Outcome, Publish};
@@ -192,14 +191,14 @@ impl DeadLetter {
         }
     }
 
-    /// An event that waited for `function` on disk until it was too old, while the function was not there.
-    pub(super) fn of_parked(function: &FunctionName, event: &Event, header: &Header) -> Self {
+    /// An event that waited for `function` on disk until it was too old, while the function was not there; what was `before` that.
+    pub(super) fn of_unclaimed(function: &FunctionName, event: &Event, before: &str, attempts: u32) -> Self {
         Self {
             function: Some(function.clone()),
             version: None,
             outcome: "unclaimed".to_owned(),
-            reason: format!("was not in gateway.toml until the event was too old; before: {}", header.why()),
-            attempts: header.attempts(),
+            reason: format!("was not in gateway.toml until the event was too old; before: {before}"),
+            attempts,
             what: What::Event(KeptEvent::from(event)),
         }
     }

@@ -256,7 +256,7 @@ impl Dispatcher {
 
     /// Functions that are not in service, and how many events of each wait on disk until they are.
     pub fn orphans(&self) -> Vec<(FunctionName, u64)> {
-        self.inner.orphans()
+        self.inner.orphans(Own::Parked)
     }
 
     /// Lets what waits in memory and what runs come to its end, for `patience` at most. What has not begun then goes to disk;
@@ -391,10 +391,11 @@ impl Inner {
         }
     }
 
-    fn orphans(&self) -> Vec<(FunctionName, u64)> {
+    /// Functions that are not in service, and how many records `what` has of each.
+    fn orphans(&self, what: Own) -> Vec<(FunctionName, u64)> {
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         let waiting = self.outlets.journal().own_status().into_iter().filter(|status| status.records > 0);
-        let named = waiting.filter_map(|status| Some((status.name.own_of(Own::Parked)?, status.records)));
+        let named = waiting.filter_map(|status| Some((status.name.own_of(what)?, status.records)));
         named.filter(|(function, _)| !functions.contains_key(function)).collect()
     }
 

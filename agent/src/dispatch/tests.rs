@@ -7,16 +7,19 @@ use std::sync::atomic::AtomicUsize;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+use super::dead_letter::What;
 use super::*;
 use crate::capability::Capabilities;
 use crate::config::StreamConfig;
 use crate::config::function::{IdempotencyConfig, Isolation, KeyPart, Order, RetryConfig};
+use crate::event::Opened;
 use crate::inference::Models;
 use crate::journal::{DEAD_LETTERS, Journal, JournalConfig};
 use crate::name::{GatewayName, Own, StreamName};
 use crate::runtime::tests::guest;
 use crate::runtime::{Chance, RuntimeConfig, Services, Threads};
 use crate::trigger::actuators::Actuators;
+use crate::trigger::window::Windows;
 use crate::units::{ByteSize, Span};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -397,15 +400,54 @@ async fn parked_events_of_a_function_that_stays_away_become_dead_letters() {
     lab.submit("a", "x");
     lab.until("parked", |lab| lab.kept() == 1).await;
     lab.dispatcher.remove(&name());
-    orphans::give_up(&lab.dispatcher.inner, &name()).await.unwrap();
+    orphans::give_up(&lab.dispatcher.inner, &name(), Own::Parked).await.unwrap();
     assert_eq!(lab.dispatcher.orphans(), [(name(), 1)]);
     tokio::time::sleep(Duration::from_millis(2_100)).await;
-    orphans::give_up(&lab.dispatcher.inner, &name()).await.unwrap();
+    orphans::give_up(&lab.dispatcher.inner, &name(), Own::Parked).await.unwrap();
     assert!(lab.dispatcher.orphans().is_empty());
     let letters = lab.payloads(&StreamName::parse(DEAD_LETTERS).unwrap());
     assert!(letters.len() == 1 && letters[0].contains("unclaimed"), "{letters:?}");
     lab.deploy("", |_| {}).await;
     assert_eq!(lab.parked(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_in_windows_of_a_function_that_stays_away_become_dead_letters() {
+    let limits = Limits { windowed_age_max: Span::from_secs(0), ..Limits::default() };
+    let lab = Lab::new(limits.clone());
+    let mut specs = Vec::new();
+    let trigger = "mqtt = { filter = \"#\" }\nwindow = { count = 100 }";
+    lab.deploy("", |spec| {
+        spec.triggers = vec![toml::from_str(trigger).unwrap()];
+        specs.push(Arc::new(spec.clone()));
+    })
+    .await;
+    let to = Arc::new(lab.dispatcher.clone());
+    let windows = Windows::new(to, Arc::clone(&lab.journal), Metrics::new(), Arc::new(limits), Clock::system());
+    windows.apply(&specs);
+    let window = windows.of(&specs[0])[0].clone().unwrap();
+    for (topic, payload) in [("a", "1"), ("b", "2"), ("a", "3")] {
+        let event = Event { subject: Some(topic.into()), data: payload.into(), ..Event::default() };
+        let kept = Arc::clone(&lab.kept);
+        let receipt = Receipt::new(move |result| drop(result.map(|()| kept.fetch_add(1, Ordering::SeqCst))));
+        window.put(&Opened::new(&event), receipt).unwrap();
+    }
+    lab.until("on disk", |lab| lab.kept() == 3).await;
+    windows.apply(&[]);
+    assert!(lab.dispatcher.inner.orphans(Own::Window).is_empty(), "its function is there");
+    lab.dispatcher.remove(&name());
+    assert_eq!(lab.dispatcher.inner.orphans(Own::Window), [(name(), 3)]);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    orphans::give_up(&lab.dispatcher.inner, &name(), Own::Window).await.unwrap();
+    assert!(lab.dispatcher.inner.orphans(Own::Window).is_empty());
+    let letters = lab.dispatcher.letters(Some(&name()), 0, 10).await.unwrap().letters;
+    let windows = letters.iter().map(|stored| {
+        assert_eq!(stored.letter.outcome, "unclaimed");
+        let What::Event(event) = &stored.letter.what else { panic!("{stored:?}") };
+        let items: Vec<serde_json::Value> = serde_json::from_slice(&event.event().data).unwrap();
+        items.iter().map(|item| item["data"].as_u64().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(windows.collect::<Vec<_>>(), [vec![1, 3], vec![2]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::filter::{self, Filter};
+use super::listener::{self, Routed};
+use super::window::Window;
 use crate::config::EventTrigger;
 use crate::event::Event;
 use crate::name::FunctionName;
 
-/// All of them, on one gateway.
+/// All of them, on one gateway, arranged.
 #[derive(Clone, Debug, Default)]
 pub struct EventTriggers(Vec<Route>);
 
@@ -20,6 +22,14 @@ pub struct Route {
     pub function: FunctionName,
     /// What it does not see of that.
     pub only: Option<Arc<Filter>>,
+    /// Where that waits for more.
+    pub window: Option<Arc<Window>>,
+}
+
+impl Routed for Route {
+    fn to(&self) -> (&FunctionName, bool) {
+        (&self.function, self.window.is_some())
+    }
 }
 
 /// A function that wants an event.
@@ -29,6 +39,8 @@ pub struct Wanted {
     pub function: FunctionName,
     /// One of which has to let the event pass, when there are any.
     pub filters: Vec<Arc<Filter>>,
+    /// Where it waits for more.
+    pub window: Option<Arc<Window>>,
 }
 
 impl Route {
@@ -41,21 +53,20 @@ impl Route {
 impl EventTriggers {
     /// The triggers of all functions.
     pub fn new(routes: impl IntoIterator<Item = Route>) -> Self {
-        Self(routes.into_iter().collect())
+        let mut routes: Vec<_> = routes.into_iter().collect();
+        listener::arrange(&mut routes);
+        Self(routes)
     }
 
-    /// The functions that `event` is for, each once, however many of its triggers match.
+    /// The functions that `event` is for, each once, however many of its triggers match, and each of their windows.
     pub fn matching(&self, event: &Event) -> Vec<Wanted> {
-        let routes = || self.0.iter().filter(|route| route.is_for(event));
-        let mut wanted: Vec<Wanted> = Vec::new();
-        for Route { function, .. } in routes() {
-            if !wanted.iter().any(|wanted| wanted.function == *function) {
-                let own = routes().filter(|route| route.function == *function);
-                let filters = filter::needed(own.map(|route| route.only.as_ref()));
-                wanted.push(Wanted { function: function.clone(), filters });
-            }
-        }
-        wanted
+        let wanted = listener::together(&self.0).filter_map(|routes| {
+            let matching = || routes.iter().filter(|route| route.is_for(event));
+            let Route { function, window, .. } = matching().next()?;
+            let filters = filter::needed(matching().map(|route| route.only.as_ref()));
+            Some(Wanted { function: function.clone(), filters, window: window.clone() })
+        });
+        wanted.collect()
     }
 
     /// The kinds that anything waits for, as they are written.
@@ -79,7 +90,7 @@ mod tests {
     fn triggers() -> EventTriggers {
         let trigger = |function: &str, kind: &str, source: Option<&str>| {
             let trigger = EventTrigger { kind: kind.into(), source: source.map(Into::into) };
-            Route { trigger, function: FunctionName::parse(function).unwrap(), only: None }
+            Route { trigger, function: FunctionName::parse(function).unwrap(), only: None, window: None }
         };
         EventTriggers::new([
             trigger("press", "com.example.press.*", Some("/press/1")),
@@ -98,15 +109,15 @@ mod tests {
 
     #[test]
     fn a_star_stands_for_the_rest() {
-        check("com.example.press.started", "/press/1", &["press", "audit"]);
+        check("com.example.press.started", "/press/1", &["audit", "press"]);
         check("com.example.press.started", "/press/2", &["audit"]);
         check("com.example.press", "/press/1", &["audit"]);
     }
 
     #[test]
     fn a_function_gets_an_event_once() {
-        check("com.example.press.stopped", "/press/1", &["press", "audit"]);
-        check("com.example.press.stopped", "/press/9", &["press", "audit"]);
+        check("com.example.press.stopped", "/press/1", &["audit", "press"]);
+        check("com.example.press.stopped", "/press/9", &["audit", "press"]);
     }
 
     #[test]

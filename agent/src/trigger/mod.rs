@@ -20,6 +20,7 @@ mod shape;
 pub mod source;
 pub mod sysfs;
 pub mod tail;
+pub mod window;
 
 use std::sync::Arc;
 

@@ -6,6 +6,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::filter::{self, Filter};
+use super::listener::{self, Routed};
+use super::window::{self, Window};
 use super::{Delivery, Submit};
 use crate::broker::{Incoming, OnMessage, Subscription};
 use crate::clock::Clock;
@@ -34,6 +36,14 @@ pub struct Route {
     pub function: FunctionName,
     /// What it does not see of that.
     pub only: Option<Arc<Filter>>,
+    /// Where that waits for more.
+    pub window: Option<Arc<Window>>,
+}
+
+impl Routed for Route {
+    fn to(&self) -> (&FunctionName, bool) {
+        (&self.function, self.window.is_some())
+    }
 }
 
 /// A function that wants a message.
@@ -42,13 +52,14 @@ struct Wanted<'a> {
     /// The highest that its matching triggers want.
     qos: u8,
     filters: Vec<Arc<Filter>>,
+    window: Option<&'a Window>,
 }
 
 /// All triggers on one broker. Another set of triggers is another value: give it to
 /// [`Broker::subscribe`](crate::broker::Broker::subscribe).
 pub struct MqttTriggers {
     source: Arc<str>,
-    /// The triggers of a function are neighbours.
+    /// They are arranged.
     routes: Vec<Route>,
     to: Arc<dyn Submit>,
     clock: Clock,
@@ -57,7 +68,7 @@ pub struct MqttTriggers {
 impl MqttTriggers {
     /// Triggers on the messages of `broker`.
     pub fn new(broker: &BrokerName, mut routes: Vec<Route>, to: Arc<dyn Submit>, clock: Clock) -> Self {
-        routes.sort_by(|a, b| a.function.cmp(&b.function));
+        listener::arrange(&mut routes);
         Self { source: format!("mqtt:{broker}").into(), routes, to, clock }
     }
 
@@ -66,9 +77,9 @@ impl MqttTriggers {
         self.routes.iter().map(|route| Subscription { filter: route.filter.clone(), qos: route.qos }).collect()
     }
 
-    /// Each function once.
+    /// Each function once, and each of its windows.
     fn matching<'a>(&'a self, topic: &'a str) -> impl Iterator<Item = Wanted<'a>> {
-        self.routes.chunk_by(|a, b| a.function == b.function).filter_map(move |triggers| {
+        listener::together(&self.routes).filter_map(move |triggers| {
             let matching = || triggers.iter().filter(|route| route.filter.matches(topic));
             let qos = matching().map(|route| route.qos).max()?;
             let filters = if triggers.iter().any(|route| route.only.is_some()) {
@@ -76,7 +87,7 @@ impl MqttTriggers {
             } else {
                 Vec::new()
             };
-            Some(Wanted { function: &triggers[0].function, qos, filters })
+            Some(Wanted { function: &triggers[0].function, qos, filters, window: triggers[0].window.as_deref() })
         })
     }
 
@@ -121,7 +132,7 @@ impl OnMessage for MqttTriggers {
         } else {
             let event = Arc::new(self.event(message));
             let opened = Opened::new(&event);
-            for Wanted { function, qos: wanted, filters } in functions {
+            for Wanted { function, qos: wanted, filters, window } in functions {
                 let (delivery, share) = match &receipt {
                     Some(receipt) if wanted.min(qos) > 0 => (Delivery::AtLeastOnce, receipt.clone()),
                     _ => (Delivery::AtMostOnce, Receipt::new(|_| ())),
@@ -129,7 +140,8 @@ impl OnMessage for MqttTriggers {
                 // The event before may be the very one whose function has published this, and wait for it.
                 let waits = delivery == Delivery::AtLeastOnce && !own;
                 let Some(share) = filter::admit(&filters, &opened, waits, share) else { continue };
-                if let Err(why) = self.to.submit(function, Arc::clone(&event), delivery, share) {
+                let to = (function, window);
+                if let Err(why) = window::hand_on(&*self.to, to, (&event, &opened), delivery, share) {
                     tracing::debug!(source = %self.source, %topic, %why, "the event was not taken");
                 }
             }
@@ -178,7 +190,7 @@ mod tests {
 
     fn route(filter: &str, qos: u8, function: &str) -> Route {
         let function = FunctionName::parse(function).unwrap();
-        Route { filter: TopicFilter::parse(filter).unwrap(), qos, function, only: None }
+        Route { filter: TopicFilter::parse(filter).unwrap(), qos, function, only: None, window: None }
     }
 
     fn triggers(routes: Vec<Route>) -> (MqttTriggers, Arc<Taken>) {

@@ -29,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::actuators::{Actuators, Order};
 use super::filter::{self, Filter};
-use super::listener::Listener;
+use super::listener::{self, Listener};
+use super::window::{self, Window};
 use super::{Delivery, Refused, Submit};
 use crate::clock::Clock;
 use crate::config::{SourceConfig, TriggerKind};
@@ -47,7 +48,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// What each event under way counts beside its payload.
 const EVENT_BYTES: usize = 1 << 10;
 
-/// Who hears a source. The triggers of a function are neighbours.
+/// Who hears a source, arranged.
 type Routes = Vec<Listener>;
 
 /// How a source stands. Counts are since it was started.
@@ -148,7 +149,7 @@ impl Sources {
                 routes.entry(source.clone()).or_default().push(listener.clone());
             }
         }
-        routes.values_mut().for_each(|routes| routes.sort_by(|a, b| a.function.cmp(&b.function)));
+        routes.values_mut().for_each(|routes| listener::arrange(routes));
         let mut running = self.running();
         running.retain(|name, source| {
             let is_heard = routes.get(name).map(|routes| !routes.is_empty());
@@ -244,6 +245,15 @@ pub(super) struct Observed {
     pub(super) data: Bytes,
 }
 
+/// A function that wants what was observed.
+struct Wanted {
+    function: FunctionName,
+    /// One of which has to let it pass, when there are any.
+    filters: Vec<Arc<Filter>>,
+    /// Where it waits for more.
+    window: Option<Arc<Window>>,
+}
+
 /// What was handed on, and is not known to be safe yet.
 #[derive(Debug, Default)]
 pub(super) struct Handed(VecDeque<oneshot::Receiver<Result<(), NotKept>>>);
@@ -337,7 +347,7 @@ impl Outlet {
         });
         let opened = Opened::new(&event);
         let mut handed = VecDeque::with_capacity(functions.len());
-        for (function, filters) in functions {
+        for Wanted { function, filters, window } in functions {
             let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
             // The semaphore is never closed.
             let Ok(room) = Arc::clone(&self.room).acquire_many_owned(permits).await else { break };
@@ -354,7 +364,8 @@ impl Outlet {
                     handed.push_back(waiting);
                     break;
                 };
-                match self.submit.submit(&function, Arc::clone(&event), Delivery::AtLeastOnce, receipt) {
+                let to = (&function, window.as_deref());
+                match window::hand_on(&*self.submit, to, (&event, &opened), Delivery::AtLeastOnce, receipt) {
                     Ok(()) => {
                         handed.push_back(waiting);
                         break;
@@ -368,13 +379,15 @@ impl Outlet {
         Handed(handed)
     }
 
-    /// Each function once that has a trigger which `is_for` something, with the filters of these.
-    fn wanted(&self, is_for: impl Fn(&TriggerKind) -> bool) -> Vec<(FunctionName, Vec<Arc<Filter>>)> {
+    /// Each function once that has a trigger which `is_for` something, and each of its windows, with the filters of these.
+    fn wanted(&self, is_for: impl Fn(&TriggerKind) -> bool) -> Vec<Wanted> {
         let routes = self.board.routes.read().unwrap_or_else(PoisonError::into_inner);
-        let wanted = routes.chunk_by(|a, b| a.function == b.function).filter_map(|triggers| {
+        let wanted = listener::together(&routes).filter_map(|triggers| {
             let mut heard = triggers.iter().filter(|listener| is_for(&listener.trigger.kind)).peekable();
             heard.peek()?;
-            Some((triggers[0].function.clone(), filter::needed(heard.map(|listener| listener.filter.as_ref()))))
+            let filters = filter::needed(heard.map(|listener| listener.filter.as_ref()));
+            let Listener { function, window, .. } = &triggers[0];
+            Some(Wanted { function: function.clone(), filters, window: window.clone() })
         });
         wanted.collect()
     }

@@ -84,7 +84,7 @@ fn a_trigger_of_a_later_version() {
         r#"trigger = [{ opcua = { node = "a" } }, { mqqt = { filter = "a" } }, { schedule = {}, mqtt = { filter = "a" } }]
 "#,
         r#"DIR/gateway.toml:7:14: function[f].trigger[0].opcua: `opcua` is not available in this version
-  hint: remove it; this version knows `only`, `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file`, `sysfs`, `serial` or `modbus`
+  hint: remove it; this version knows `only`, `window`, `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file`, `sysfs`, `serial` or `modbus`
 DIR/gateway.toml:7:42: function[f].trigger[1].mqqt: unknown key `mqqt`
   hint: did you mean `mqtt`?
 DIR/gateway.toml:7:69: function[f].trigger[2]: it has `mqtt` and `schedule`, but must have exactly one
@@ -136,6 +136,38 @@ DIR/gateway.toml:11:36: function[f].trigger[3].only: a timer tells nothing that 
   hint: remove it, and say in `schedule` when the function is to run
 DIR/gateway.toml:12:31: function[f].trigger[4].only: who sends a request waits for an answer, so none can be left out
   hint: remove it, and have the function itself decide what to do
+"#,
+    );
+}
+
+#[test]
+fn windows_that_cannot_be_or_are_where_none_can_be() {
+    check_function(
+        r#"trigger = [
+    { mqtt = { filter = "a" }, window = {} },
+    { mqtt = { filter = "b" }, window = { count = 1, per = "id" } },
+    { mqtt = { filter = "c" }, window = { time = "0s", every = 5 } },
+    { mqtt = { filter = "d" }, window = { count = 50, every = 50 } },
+    { schedule = { every = "1s" }, window = { count = 60 } },
+    { http = { path = "/f" }, window = { count = 2 } },
+]
+"#,
+        r#"DIR/gateway.toml:8:32: function[f].trigger[0].window: it has neither `count` nor `time`, so no window would ever be full
+  hint: write for example `window = { count = 50 }` or `window = { time = "10s" }`
+DIR/gateway.toml:9:51: function[f].trigger[1].window.count: a window cannot have 1 events
+  hint: write a number from 2 to 5000, or remove `window` to get each event by itself
+DIR/gateway.toml:9:60: function[f].trigger[1].window.per: each event has an `id` of its own, so each would have a window of its own
+  hint: write for example `per = "topic"` or `per = "/sensor"`
+DIR/gateway.toml:10:50: function[f].trigger[2].window.time: a window must be at least 1ms long
+  hint: write for example `time = "10s"`
+DIR/gateway.toml:10:64: function[f].trigger[2].window.every: there is no `count` of which it could be a part
+  hint: write a part of `count` such as `every = 10`, a part of `time` such as `every = "10s"`, or remove it
+DIR/gateway.toml:11:63: function[f].trigger[3].window.every: 50 events are not less than a window of 50
+  hint: write a part of `count` such as `every = 10`, a part of `time` such as `every = "10s"`, or remove it
+DIR/gateway.toml:12:36: function[f].trigger[4].window: a timer tells nothing that could be gathered
+  hint: remove it, and say in `schedule` when the function is to run
+DIR/gateway.toml:13:31: function[f].trigger[5].window: who sends a request waits for an answer, so none can wait for others
+  hint: remove it: a function gets each request by itself
 "#,
     );
 }

@@ -115,6 +115,8 @@ pub enum Own {
     Seen,
     /// Messages that the embedded broker has acknowledged and functions still work on.
     Held,
+    /// Events of one function that wait until their window is full.
+    Window,
 }
 
 impl Own {
@@ -124,6 +126,7 @@ impl Own {
             Self::Outbox => "outbox",
             Self::Seen => "seen",
             Self::Held => "held",
+            Self::Window => "window",
         }
     }
 }
@@ -151,7 +154,7 @@ impl StreamName {
     /// # Errors
     /// When it is neither.
     pub fn parse_stored(name: &str) -> Result<Self, NameError> {
-        for what in [Own::Parked, Own::Outbox, Own::Seen, Own::Held] {
+        for what in [Own::Parked, Own::Outbox, Own::Seen, Own::Held, Own::Window] {
             let prefix = Self::own(what, "");
             if let Some(of) = name.strip_prefix(prefix.as_str()) {
                 return Self::parse(of).map(|of| Self::own(what, of.as_str()));

@@ -112,7 +112,7 @@ pub(crate) fn check_settings(
         }
     }
     for (i, trigger) in settings.trigger.iter().flatten().enumerate() {
-        check_trigger(trigger, &format!("{}[{i}]", join(path, "trigger")), names, document);
+        check_trigger(trigger, &format!("{}[{i}]", join(path, "trigger")), names, limits, document);
     }
 }
 
@@ -144,7 +144,7 @@ fn check_destination(destination: &DestinationConfig, path: &str, names: &Names,
     }
 }
 
-fn check_trigger(trigger: &TriggerConfig, path: &str, names: &Names, document: &mut Document) {
+fn check_trigger(trigger: &TriggerConfig, path: &str, names: &Names, limits: &Limits, document: &mut Document) {
     if let Some(only) = &trigger.only {
         let path = join(path, "only");
         match &trigger.kind {
@@ -157,6 +157,24 @@ fn check_trigger(trigger: &TriggerConfig, path: &str, names: &Names, document: &
                 document.refuse_key(&path, "who sends a request waits for an answer, so none can be left out", hint);
             }
             _ => only.check(&path, document),
+        }
+    }
+    if let Some(window) = &trigger.window {
+        let path = join(path, "window");
+        match &trigger.kind {
+            TriggerKind::Schedule(_) => {
+                let hint = "remove it, and say in `schedule` when the function is to run";
+                document.refuse_key(&path, "a timer tells nothing that could be gathered", hint);
+            }
+            TriggerKind::Http(_) => {
+                let hint = "remove it: a function gets each request by itself";
+                document.refuse_key(
+                    &path,
+                    "who sends a request waits for an answer, so none can wait for others",
+                    hint,
+                );
+            }
+            _ => window.check(&path, limits, document),
         }
     }
     match &trigger.kind {

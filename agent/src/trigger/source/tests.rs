@@ -40,7 +40,7 @@ pub(in crate::trigger) fn outlet(trigger: &str, metrics: &Metrics) -> (Outlet, A
         .only
         .clone()
         .map(|only| Arc::new(Filter::new(only, name.clone(), metrics.function(&name), &limits, clock.clone())));
-    let routes = vec![Listener { function: name, trigger, filter }];
+    let routes = vec![Listener { function: name, trigger, filter, window: None }];
     let bytes_max = usize::try_from(limits.source_bytes_max.0).unwrap();
     let outlet = Outlet {
         orders: None,
