@@ -27,6 +27,7 @@ const HOMES: &[Home] = &[
         why: "only the HTTP uplink and people's calls know reqwest",
     },
     Home { name: "tokio_modbus::", only_in: &["agent/src/trigger/modbus"], why: "only modbus/ knows the library" },
+    Home { name: "gpiocdev_uapi::", only_in: &["agent/src/trigger/gpio"], why: "only gpio/ knows the library" },
     Home { name: "serial2_tokio::", only_in: &["agent/src/trigger/port.rs"], why: "only port.rs opens ports" },
     Home { name: "axum::", only_in: &["agent/src/api", "agent/src/telemetry/otlp.rs"], why: "only api/ serves HTTP" },
     Home { name: "askama::", only_in: &["agent/src/api/console"], why: "only the console makes pages" },
@@ -111,6 +112,19 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 fn none(what: &str, found: &[String]) {
     assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+/// A name that is wrong would fail only where somebody builds for a gateway.
+#[test]
+fn the_features_of_gateways_are_those_of_the_agent() {
+    let manifest = text(Path::new("agent/Cargo.toml")).unwrap();
+    let (_, features) = manifest.split_once("[features]").unwrap();
+    let known: Vec<&str> = features.lines().map_while(|line| (!line.starts_with('[')).then_some(line)).collect();
+    let chosen = text(Path::new("cross/features")).unwrap();
+    let chosen = chosen.lines().filter(|line| !line.starts_with('#'));
+    let unknown: Vec<_> =
+        chosen.filter(|name| !known.iter().any(|line| line.starts_with(&format!("{name} =")))).collect();
+    assert!(unknown.is_empty(), "cross/features names {unknown:?}, which agent/Cargo.toml does not have");
 }
 
 #[test]

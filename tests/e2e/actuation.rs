@@ -113,8 +113,10 @@ async fn what_can_never_be_set_is_a_dead_letter_at_once() -> anyhow::Result<()> 
         ("denied", "capability `source:plc:write` is not granted"),
     ]) {
         site.device.publish(topic, "1", 1).await?;
-        letters(&site, n).await?;
-        let letter = site.agent.tell(&["dead-letters", "show", &n.to_string()])?;
+        // It counts before it is on disk, and is shown only then.
+        let shown = async || site.agent.tell(&["dead-letters", "show", &n.to_string()]);
+        e2e::until("the dead letter", async || shown().await.is_ok()).await.with_context(|| site.agent.log())?;
+        let letter = shown().await?;
         assert!(letter.contains(why), "{letter}");
     }
     assert_eq!(writes(&plc), ["1: WriteSingleRegister(500, 1)"], "the device is asked once");

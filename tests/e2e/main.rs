@@ -18,6 +18,7 @@ mod field;
 mod files;
 mod filters;
 mod fleet;
+mod gpio;
 mod layers;
 mod managed;
 mod modbus;

@@ -29,10 +29,23 @@ impl Site {
     /// # Errors
     /// When something does not start.
     pub async fn with_guests(config: &str, guests: &[(&str, Guest)]) -> anyhow::Result<Self> {
+        Self::in_environment(config, guests, &[]).await
+    }
+
+    /// The same, with these variables in the agent's environment.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn in_environment(
+        config: &str,
+        guests: &[(&str, Guest)],
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let broker = Mosquitto::start().await?;
         let device = Device::connect(broker.port()).await?;
         device.subscribe("results/#", 2).await?;
-        let agent = Agent::prepare("")?;
+        let mut agent = Agent::prepare("")?;
+        variables.iter().for_each(|(name, value)| agent.set_environment(name, value));
         let mut site = Self { broker, agent, device };
         for (name, guest) in guests {
             guest.write(&site.bundle(name), "1.0.0")?;

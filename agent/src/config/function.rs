@@ -301,6 +301,8 @@ pub enum TriggerKind {
     Serial(SourceTrigger),
     /// `modbus = { source = "press" }`: what the registers of a device say.
     Modbus(SourceTrigger),
+    /// `gpio = { source = "buttons" }`: edges and levels of lines.
+    Gpio(SourceTrigger),
 }
 
 impl TriggerKind {
@@ -314,6 +316,7 @@ impl TriggerKind {
             Self::Sysfs(trigger) => Some(("sysfs", &trigger.source)),
             Self::Serial(trigger) => Some(("serial", &trigger.source)),
             Self::Modbus(trigger) => Some(("modbus", &trigger.source)),
+            Self::Gpio(trigger) => Some(("gpio", &trigger.source)),
         }
     }
 }
@@ -342,11 +345,12 @@ impl std::fmt::Display for TriggerKind {
             Self::Sysfs(trigger) => write!(f, "sysfs {}", trigger.source),
             Self::Serial(trigger) => write!(f, "serial {}", trigger.source),
             Self::Modbus(trigger) => write!(f, "modbus {}", trigger.source),
+            Self::Gpio(trigger) => write!(f, "gpio {}", trigger.source),
         }
     }
 }
 
-kinds! { beside TriggerKind: "mqtt" = Self::Mqtt, "schedule" = Self::Schedule, "event" = Self::Event, "http" = Self::Http, "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs, "serial" = Self::Serial, "modbus" = Self::Modbus; later "gpio", "opcua" }
+kinds! { beside TriggerKind: "mqtt" = Self::Mqtt, "schedule" = Self::Schedule, "event" = Self::Event, "http" = Self::Http, "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs, "serial" = Self::Serial, "modbus" = Self::Modbus, "gpio" = Self::Gpio; later "opcua" }
 
 /// `mqtt = { filter = "sensors/+/temp", qos = 1 }`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

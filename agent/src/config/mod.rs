@@ -48,6 +48,7 @@ use crate::limits::Limits;
 use crate::name::{BrokerName, GatewayName, SourceName, StreamName};
 use crate::trigger::file::{FileSource, FileTrigger};
 use crate::trigger::filter::FilterConfig;
+use crate::trigger::gpio::{GpioSource, LineConfig};
 use crate::trigger::http::{CorsConfig, HttpTrigger};
 use crate::trigger::modbus::{ModbusSource, RegisterConfig};
 use crate::trigger::port::PortConfig;
@@ -202,6 +203,8 @@ pub fn tables() -> Vec<(&'static str, &'static [&'static str])> {
         ("serial port", PortConfig::KEYS),
         ("modbus source", ModbusSource::KEYS),
         ("register of a modbus source", RegisterConfig::KEYS),
+        ("gpio source", GpioSource::KEYS),
+        ("line of a gpio source", LineConfig::KEYS),
         ("[stream.NAME]", StreamConfig::KEYS),
         ("uplink", UplinkConfig::KEYS),
         ("batch", BatchConfig::KEYS),

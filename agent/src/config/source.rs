@@ -6,10 +6,11 @@ use super::document::Document;
 use super::read::{keys, kinds};
 use crate::name::SourceName;
 use crate::trigger::file::FileSource;
+use crate::trigger::gpio::GpioSource;
 use crate::trigger::modbus::{Link, ModbusSource};
 use crate::trigger::process::ProcessSource;
 use crate::trigger::serial::SerialSource;
-use crate::trigger::source::Outlet;
+use crate::trigger::source::{Left, Outlet};
 use crate::trigger::sysfs::SysfsSource;
 use crate::trigger::tail::TailSource;
 
@@ -28,9 +29,11 @@ pub enum SourceConfig {
     Serial(SerialSource),
     /// `modbus = { tcp = "192.168.1.20:502", registers = […] }`.
     Modbus(ModbusSource),
+    /// `gpio = { chip = "/dev/gpiochip0", lines = […] }`.
+    Gpio(GpioSource),
 }
 
-kinds! { SourceConfig: "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs, "serial" = Self::Serial, "modbus" = Self::Modbus; later "gpio", "opcua" }
+kinds! { SourceConfig: "process" = Self::Process, "tail" = Self::Tail, "file" = Self::File, "sysfs" = Self::Sysfs, "serial" = Self::Serial, "modbus" = Self::Modbus, "gpio" = Self::Gpio; later "opcua" }
 
 impl SourceConfig {
     /// The key.
@@ -42,6 +45,7 @@ impl SourceConfig {
             Self::Sysfs(_) => "sysfs",
             Self::Serial(_) => "serial",
             Self::Modbus(_) => "modbus",
+            Self::Gpio(_) => "gpio",
         }
     }
 
@@ -50,13 +54,14 @@ impl SourceConfig {
         match self {
             Self::Serial(serial) => Some(("device", &serial.port.device)),
             Self::Modbus(ModbusSource { link: Link::Rtu(port), .. }) => Some(("rtu.device", &port.device)),
-            Self::Process(_) | Self::Tail(_) | Self::File(_) | Self::Sysfs(_) | Self::Modbus(_) => None,
+            // Lines of a chip can be opened by several.
+            Self::Process(_) | Self::Tail(_) | Self::File(_) | Self::Sysfs(_) | Self::Modbus(_) | Self::Gpio(_) => None,
         }
     }
 
     /// Whether functions can set something there.
     pub(crate) const fn takes_orders(&self) -> bool {
-        matches!(self, Self::Modbus(_))
+        matches!(self, Self::Modbus(_) | Self::Gpio(_))
     }
 
     /// Whether it is in this build: that of a gateway may leave some out.
@@ -65,6 +70,7 @@ impl SourceConfig {
             Self::Process(_) | Self::Tail(_) | Self::File(_) | Self::Sysfs(_) => true,
             Self::Serial(_) => cfg!(feature = "serial"),
             Self::Modbus(_) => cfg!(feature = "modbus"),
+            Self::Gpio(_) => cfg!(feature = "gpio"),
         }
     }
 
@@ -80,11 +86,12 @@ impl SourceConfig {
             Self::Sysfs(sysfs) => sysfs.check(path, document),
             Self::Serial(serial) => serial.check(path, document),
             Self::Modbus(modbus) => modbus.check(path, document),
+            Self::Gpio(gpio) => gpio.check(path, document),
         }
     }
 
-    /// Makes events until the outlet says that it is to end.
-    pub(crate) async fn run(self, outlet: Outlet) {
+    /// Makes events until the outlet says that it is to end; gives what is open then.
+    pub(crate) async fn run(self, outlet: Outlet) -> Option<Left> {
         match self {
             Self::Process(process) => process.run(outlet).await,
             Self::Tail(tail) => tail.run(outlet).await,
@@ -94,12 +101,17 @@ impl SourceConfig {
             Self::Serial(serial) => serial.run(outlet).await,
             #[cfg(feature = "modbus")]
             Self::Modbus(modbus) => modbus.run(outlet).await,
+            #[cfg(feature = "gpio")]
+            Self::Gpio(gpio) => return gpio.run(outlet).await,
             // `check` has refused those that are not built.
             #[cfg(not(feature = "serial"))]
             Self::Serial(_) => {}
             #[cfg(not(feature = "modbus"))]
             Self::Modbus(_) => {}
+            #[cfg(not(feature = "gpio"))]
+            Self::Gpio(_) => {}
         }
+        None
     }
 }
 

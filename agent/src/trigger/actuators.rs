@@ -16,7 +16,7 @@ const STARTS_WITHIN: Duration = Duration::from_secs(2);
 
 /// One thing to be set.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "modbus"), expect(dead_code, reason = "no other kind takes orders"))]
+#[cfg_attr(not(any(feature = "modbus", feature = "gpio")), expect(dead_code, reason = "no other kind takes orders"))]
 pub(crate) struct Order {
     pub(super) point: String,
     pub(super) value: FieldValue,

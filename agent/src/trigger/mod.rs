@@ -4,6 +4,7 @@ pub mod actuators;
 pub mod event;
 pub mod file;
 pub mod filter;
+pub mod gpio;
 pub mod http;
 mod kept;
 mod last_tick;

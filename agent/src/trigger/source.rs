@@ -8,11 +8,12 @@
 //! - A source that several functions name runs once, and each of them gets each event that its trigger is for, once.
 //! - What a source has not yet got rid of is bounded: it waits, and so does what it reads from.
 //! - Troubles are counted, shown, and logged once a minute; the source comes back by itself.
-//! - A reload leaves those alone that are as they were.
+//! - A reload leaves those alone that are as they were, and what a changed one has open can be taken over.
 
 #[cfg(test)]
 pub(super) mod tests;
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -51,6 +52,9 @@ const EVENT_BYTES: usize = 1 << 10;
 /// Who hears a source, arranged.
 type Routes = Vec<Listener>;
 
+/// What a source has open when it ends, for the one of its name that comes after it.
+pub(crate) type Left = Box<dyn Any + Send>;
+
 /// How a source stands. Counts are since it was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStatus {
@@ -83,7 +87,7 @@ struct Running {
     config: SourceConfig,
     board: Arc<Board>,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Option<Left>>,
 }
 
 #[derive(Default)]
@@ -151,30 +155,42 @@ impl Sources {
         }
         routes.values_mut().for_each(|routes| listener::arrange(routes));
         let mut running = self.running();
-        running.retain(|name, source| {
+        let goes = |name: &SourceName, source: &mut Running| {
             let is_heard = routes.get(name).map(|routes| !routes.is_empty());
-            let stays = configs.get(name) == Some(&source.config) && is_heard == Some(source.board.is_heard());
-            if !stays {
-                self.actuators.remove(name);
-                source.stop.cancel();
-            }
-            stays
-        });
+            configs.get(name) != Some(&source.config) || is_heard != Some(source.board.is_heard())
+        };
+        let mut before: BTreeMap<_, _> = running.extract_if(.., goes).collect();
+        for (name, source) in &before {
+            self.actuators.remove(name);
+            source.stop.cancel();
+        }
         for (name, routes) in routes {
             let Some(config) = configs.get(&name) else { continue };
             match running.get(&name) {
                 Some(source) => *source.board.routes.write().unwrap_or_else(PoisonError::into_inner) = routes,
-                None => drop(running.insert(name.clone(), self.start(&name, config.clone(), routes))),
+                None => {
+                    let before = before.remove(&name).map(|source| source.task);
+                    let started = self.start(&name, config.clone(), routes, before);
+                    running.insert(name, started);
+                }
             }
         }
     }
 
-    fn start(&self, name: &SourceName, config: SourceConfig, routes: Routes) -> Running {
+    /// `before`: the source that has this name until now.
+    fn start(
+        &self,
+        name: &SourceName,
+        config: SourceConfig,
+        routes: Routes,
+        before: Option<JoinHandle<Option<Left>>>,
+    ) -> Running {
         let board = Arc::new(Board { routes: RwLock::new(routes), ..Board::default() });
         let stop = CancellationToken::new();
         let orders = config.takes_orders().then(|| self.actuators.add(name.clone(), self.writes_max));
         let outlet = Outlet {
             orders,
+            before,
             source: format!("{}:{name}", config.kind()).into(),
             board: Arc::clone(&board),
             submit: Arc::clone(&self.submit),
@@ -278,8 +294,14 @@ impl Handed {
 /// Where a source's events go, and where it says how it stands.
 pub(crate) struct Outlet {
     /// What functions want set, for a source that can.
-    #[cfg_attr(not(feature = "modbus"), expect(dead_code, reason = "no other kind takes orders"))]
+    #[cfg_attr(
+        not(any(feature = "modbus", feature = "gpio")),
+        expect(dead_code, reason = "no other kind takes orders")
+    )]
     pub(super) orders: Option<mpsc::Receiver<Order>>,
+    /// The source that had this name until now, and is about to end.
+    #[cfg_attr(not(feature = "gpio"), expect(dead_code, reason = "no other kind takes anything over"))]
+    before: Option<JoinHandle<Option<Left>>>,
     source: Arc<str>,
     board: Arc<Board>,
     submit: Arc<dyn Submit>,
@@ -306,6 +328,12 @@ impl Outlet {
     /// Comes when the source is to end.
     pub(super) async fn stopped(&self) {
         self.stop.cancelled().await;
+    }
+
+    /// What the source left that had this name until now, once it has ended.
+    #[cfg(feature = "gpio")]
+    pub(super) async fn left(&mut self) -> Option<Left> {
+        self.before.take()?.await.ok().flatten()
     }
 
     /// The name of the source.

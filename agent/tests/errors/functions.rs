@@ -84,11 +84,11 @@ fn a_trigger_of_a_later_version() {
         r#"trigger = [{ opcua = { node = "a" } }, { mqqt = { filter = "a" } }, { schedule = {}, mqtt = { filter = "a" } }]
 "#,
         r#"DIR/gateway.toml:7:14: function[f].trigger[0].opcua: `opcua` is not available in this version
-  hint: remove it; this version knows `only`, `window`, `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file`, `sysfs`, `serial` or `modbus`
+  hint: remove it; this version knows `only`, `window`, `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file`, `sysfs`, `serial`, `modbus` or `gpio`
 DIR/gateway.toml:7:42: function[f].trigger[1].mqqt: unknown key `mqqt`
   hint: did you mean `mqtt`?
 DIR/gateway.toml:7:69: function[f].trigger[2]: it has `mqtt` and `schedule`, but must have exactly one
-  hint: write one of `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file`, `sysfs`, `serial` or `modbus`
+  hint: write one of `mqtt`, `schedule`, `event`, `http`, `process`, `tail`, `file`, `sysfs`, `serial`, `modbus` or `gpio`
 "#,
     );
 }

@@ -170,3 +170,70 @@ DIR/gateway.toml:26:53: source.cell.sysfs.offset: NaN is no number to reckon wit
 "#,
     );
 }
+
+#[test]
+fn lines_that_mean_nothing() {
+    check_function(
+        r#"
+[source.nothing]
+gpio = { chip = "" }
+[source.gate.gpio]
+chip = "/dev/gpiochip0"
+lines = [
+    { name = "a", line = 0, initial = true, drive = "open-drain" },
+    { name = "a", line = 0, direction = "out", edge = "both", debounce = "1ms" },
+    { name = "b", line = "", debounce = "20ms" },
+    { name = "c", line = -1, bias = "up" },
+    { name = "d", line = true, direction = "out", initial = "on" },
+    { line = 3, debounce = 5 },
+    { name = "e", line = 4, debounce = "2h" },
+]
+"#,
+        r#"DIR/gateway.toml:9:17: source.nothing.gpio.chip: nothing says which chip
+  hint: write its device file, or its label: `gpiodetect` shows both
+DIR/gateway.toml:13:29: source.gate.gpio.lines[a].initial: an input has no `initial`
+  hint: remove it, or write `direction = "out"`
+DIR/gateway.toml:13:45: source.gate.gpio.lines[a].drive: an input has no `drive`
+  hint: remove it, or write `direction = "out"`
+DIR/gateway.toml:14:5: source.gate.gpio.lines[1]: `a` is already the name of another line
+  hint: give each its own name
+DIR/gateway.toml:14:26: source.gate.gpio.lines[1].line: line 0 has a name already
+  hint: keep one of the two
+DIR/gateway.toml:14:48: source.gate.gpio.lines[1].edge: an output has no `edge`
+  hint: remove it, or write `direction = "in"`
+DIR/gateway.toml:14:63: source.gate.gpio.lines[1].debounce: an output has no `debounce`
+  hint: remove it, or write `direction = "in"`
+DIR/gateway.toml:15:26: source.gate.gpio.lines[b].line: `` is the name of no line: they have 1 to 31 bytes
+  hint: write for example `17`
+DIR/gateway.toml:16:26: source.gate.gpio.lines[c].line: -1 is not between 0 and 4294967295
+  hint: write a number in that range
+DIR/gateway.toml:16:37: source.gate.gpio.lines[c].bias: `up` is not known here
+  hint: write `"pull-up"`, `"pull-down"` or `"disabled"`
+DIR/gateway.toml:17:26: source.gate.gpio.lines[d].line: true is not the number of a line, or its name in quotes
+  hint: write `line = 17`
+DIR/gateway.toml:17:61: source.gate.gpio.lines[d].initial: `on` is not true, false or "keep"
+  hint: write for example `false`
+DIR/gateway.toml:18:5: source.gate.gpio.lines[5]: `name` is missing
+  hint: add `name = "door"`
+DIR/gateway.toml:18:28: source.gate.gpio.lines[5].debounce: the number 5 is not a duration with its unit, in quotes
+  hint: write `debounce = "3s"`
+DIR/gateway.toml:19:40: source.gate.gpio.lines[e].debounce: no contact bounces for 2h
+  hint: write for example `debounce = "20ms"`
+"#,
+    );
+    let many = |line: fn(u32) -> String| (0..65).map(line).collect::<Vec<_>>().join(", ");
+    let same = many(|i| format!("{{ name = \"{i}\", line = {i} }}"));
+    let unlike = many(|i| format!("{{ name = \"{i}\", line = {i}, debounce = \"{}ms\" }}", i.min(10) + 1));
+    check_function(
+        &format!(
+            "\n[source.a]\ngpio = {{ chip = \"a\", lines = [{same}] }}\n[source.b]\ngpio = {{ chip = \"a\", lines = [{unlike}] }}\n"
+        ),
+        r#"DIR/gateway.toml:9:22: source.a.gpio.lines: 65 inputs are more than the 64 that can be heard together
+  hint: put some of them into another source
+DIR/gateway.toml:11:22: source.b.gpio.lines: 65 inputs are more than the 64 that can be heard together
+  hint: put some of them into another source
+DIR/gateway.toml:11:22: source.b.gpio.lines: its inputs differ in 11 ways, more than the 10 that can be heard together
+  hint: put those that are alike into a source of their own
+"#,
+    );
+}

@@ -196,7 +196,8 @@ fn check_trigger(trigger: &TriggerConfig, path: &str, names: &Names, limits: &Li
         | TriggerKind::File(_)
         | TriggerKind::Sysfs(_)
         | TriggerKind::Serial(_)
-        | TriggerKind::Modbus(_) => {
+        | TriggerKind::Modbus(_)
+        | TriggerKind::Gpio(_) => {
             let Some((kind, source)) = trigger.kind.source() else { return };
             check_source(document, &format!("{path}.{kind}.source"), kind, source, names);
         }

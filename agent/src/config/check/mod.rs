@@ -159,9 +159,9 @@ fn check_folder(document: &mut Document, path: &str, source: &SourceName, names:
 fn check_settable(document: &mut Document, path: &str, source: &SourceName, names: &Names) {
     check_name(document, path, Kind::Source, source.as_str(), names);
     let found = names.0.as_ref().and_then(|declared| declared.sources.get(source.as_str()));
-    if let Some(found) = found.filter(|found| *found != "modbus") {
+    if let Some(found) = found.filter(|found| !["modbus", "gpio"].contains(&found.as_str())) {
         let what = format!("source `{source}` is a `{found}`, which has nothing that could be set");
-        document.refuse(path, what, "name a source of the kind `modbus`");
+        document.refuse(path, what, "name a source of the kind `modbus` or `gpio`");
     }
 }
 

@@ -43,6 +43,7 @@ pub(in crate::trigger) fn outlet(trigger: &str, metrics: &Metrics) -> (Outlet, A
     let routes = vec![Listener { function: name, trigger, filter, window: None }];
     let bytes_max = usize::try_from(limits.source_bytes_max.0).unwrap();
     let outlet = Outlet {
+        before: None,
         orders: None,
         source: "process:radio".into(),
         board: Arc::new(Board { routes: RwLock::new(routes), ..Board::default() }),

@@ -1,4 +1,4 @@
-//! What a handler sets in the field: coils and registers of the sources that it may write to.
+//! What a handler sets in the field: coils, registers and outputs of the sources that it may write to.
 //!
 //! ```
 //! use function_sdk::control::{self, Value};
