@@ -16,7 +16,7 @@ pub enum ComponentizeError {
     #[error("it has no bindings for the world `tidegate:function`")]
     NoBindings,
     /// Nothing to call.
-    #[error("it exports no `handle`")]
+    #[error("it exports no `handle`, neither ours nor the one of `wasi:http/incoming-handler@0.2`")]
     NoHandler,
     /// It calls what no world offers, for example the imports of another kind of WebAssembly system.
     #[error("it cannot become a component")]
@@ -38,7 +38,7 @@ impl ComponentizeError {
     }
 }
 
-/// The component of a core module that was built against `functions/wit`.
+/// The component of a core module that was built against `functions/wit`, or `wasi:http`.
 ///
 /// # Errors
 /// When `core` is no such module.
@@ -62,7 +62,7 @@ fn check(core: &[u8]) -> Result<(), ComponentizeError> {
             Payload::ExportSection(exports) => {
                 for export in exports {
                     let export = export.map_err(ComponentizeError::NotAModule)?;
-                    handler |= export.kind == ExternalKind::Func && export.name == "handle";
+                    handler |= export.kind == ExternalKind::Func && is_handler(export.name);
                 }
             }
             _ => {}
@@ -73,6 +73,11 @@ fn check(core: &[u8]) -> Result<(), ComponentizeError> {
         (true, false) => Err(ComponentizeError::NoBindings),
         (true, true) => Ok(()),
     }
+}
+
+/// Ours, or the one of a component that takes requests.
+fn is_handler(export: &str) -> bool {
+    export == "handle" || (export.starts_with("wasi:http/incoming-handler@0.2.") && export.ends_with("#handle"))
 }
 
 #[cfg(test)]
@@ -102,6 +107,20 @@ mod tests {
         let component = componentize(&core(HANDLE)).unwrap();
         assert!(wasmparser::Parser::is_component(&component));
         assert!(matches!(componentize(&component), Err(ComponentizeError::AlreadyComponent)));
+    }
+
+    #[test]
+    fn a_module_that_takes_requests_becomes_a_component() {
+        let export = "wasi:http/incoming-handler@0.2.12#handle";
+        let requests =
+            HANDLE.replace("\"handle\") (param i32) (result i32)", &format!("\"{export}\") (param i32 i32)"));
+        let mut module = wat::parse_str(requests).unwrap();
+        let mut resolve = wit_parser::Resolve::default();
+        resolve.push_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../functions/wit")).unwrap();
+        let package = resolve.push_str("http.wit", include_str!("runtime/tests/http.wit")).unwrap();
+        let world = resolve.select_world(&[package], Some("proxy")).unwrap();
+        wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+        assert!(wasmparser::Parser::is_component(&componentize(&module).unwrap()));
     }
 
     #[test]

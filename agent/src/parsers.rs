@@ -114,7 +114,7 @@ fn url_path(bytes: &[u8]) {
 
 /// What a function returns is an answer with a status that may be sent, or refused.
 fn url_answer(bytes: &[u8]) {
-    for shape in [EventShape::Native, EventShape::ApigwV1, EventShape::ApigwV2] {
+    for shape in [EventShape::Native, EventShape::ApigwV1, EventShape::ApigwV2, EventShape::WasiHttp] {
         if let Ok(answer) = http::answer(shape, Bytes::copy_from_slice(bytes)) {
             assert!((200..600).contains(&answer.status), "{answer:?}");
         }

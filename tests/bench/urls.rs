@@ -18,6 +18,8 @@ use crate::report::{Figure, Target};
 use crate::{Options, REFERENCE_HTTP};
 
 const PATH: &str = "/fn/echo";
+/// Of a component of `wasi:http`.
+const PATH_WASI: &str = "/fn/echo-wasi";
 const BODY: &str = r#"{"device":"press-1","ts":1790000000000,"seq":7,"temperature":21.5}"#;
 /// Half of what a function may have at the same time.
 const CONNECTIONS: usize = 16;
@@ -28,22 +30,32 @@ pub(crate) async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let theirs = SocketAddr::from(([127, 0, 0, 1], e2e::free_port()?));
     let config = format!(
         "[api]\nlisten = \"{ours}\"\n[[function]]\nname = \"echo\"\nbundle = \"echo\"\n\
-         [[function.trigger]]\nhttp = {{ path = \"/echo\", methods = [\"POST\"] }}\n"
+         [[function.trigger]]\nhttp = {{ path = \"/echo\", methods = [\"POST\"] }}\n\
+         [[function]]\nname = \"echo-wasi\"\nbundle = \"echo-wasi\"\n\
+         [[function.trigger]]\nhttp = {{ path = \"/echo-wasi\", methods = [\"POST\"], event_shape = \"wasi-http\" }}\n"
     );
     let mut agent = Agent::prepare(&config)?;
     Guest::echo().write(&agent.folder().join("echo"), "1.0.0")?;
+    Guest::echoes_requests().write(&agent.folder().join("echo-wasi"), "1.0.0")?;
     agent.resume().await?;
     let mut command = Command::new(std::env::current_exe()?);
     let _reference =
         Process::start(command.args([REFERENCE_HTTP, &theirs.to_string()]), &agent.folder().join("reference.log"))?;
     e2e::until("the reference to listen", async || TcpStream::connect(theirs).await.is_ok()).await?;
 
-    let mut rounds = Vec::new();
+    let (mut native, mut wasi) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds() {
-        rounds.push((per_second(ours, requests, &clock).await?, per_second(theirs, requests, &clock).await?));
+        let speed = async |to, path| per_second(to, path, requests, &clock).await;
+        let bare = speed(theirs, PATH).await?;
+        native.push((speed(ours, PATH).await?, bare));
+        wasi.push((speed(ours, PATH_WASI).await?, bare));
     }
     let what = format!("requests to a function URL, {CONNECTIONS} connections that are kept");
-    Ok(vec![Figure::beside("url-1", what, "requests/s", rounds, "bare axum").with(Target::TimesAtLeast(0.5))])
+    let of_wasi = "the same, to a component of wasi:http, in a new instance each";
+    Ok(vec![
+        Figure::beside("url-1", what, "requests/s", native, "bare axum").with(Target::TimesAtLeast(0.5)),
+        Figure::beside("url-2", of_wasi, "requests/s", wasi, "bare axum"),
+    ])
 }
 
 /// The reference: serves until it is killed.
@@ -52,11 +64,11 @@ pub(crate) async fn bare(address: SocketAddr) -> anyhow::Result<()> {
     Ok(axum::serve(TcpListener::bind(address).await?, router).await?)
 }
 
-async fn per_second(to: SocketAddr, requests: usize, clock: &Clock) -> anyhow::Result<f64> {
+async fn per_second(to: SocketAddr, path: &str, requests: usize, clock: &Clock) -> anyhow::Result<f64> {
     // What is made once is made before: connections here, instances there.
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
-        let mut connection = Connection::to(to).await?;
+        let mut connection = Connection::to(to, path).await?;
         connection.ask().await?;
         connections.push(connection);
     }
@@ -84,10 +96,10 @@ struct Connection {
 }
 
 impl Connection {
-    async fn to(address: SocketAddr) -> anyhow::Result<Self> {
+    async fn to(address: SocketAddr, path: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let head = format!("POST {PATH} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n");
+        let head = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n");
         let request = format!("{head}content-length: {}\r\n\r\n{BODY}", BODY.len()).into_bytes();
         Ok(Self { stream, request, answer: Vec::with_capacity(4096) })
     }
@@ -98,8 +110,9 @@ impl Connection {
         // The body is the last of the answer, and of a kind that does not stand before it.
         while !self.answer.ends_with(BODY.as_bytes()) {
             anyhow::ensure!(self.stream.read_buf(&mut self.answer).await? > 0, "the connection was closed");
-            let head = self.answer.get(..12).context("a short answer")?;
-            anyhow::ensure!(head == b"HTTP/1.1 200", "it answered {}", String::from_utf8_lossy(&self.answer));
+            // 200 and 201: the components differ in that.
+            let head = self.answer.get(..11).context("a short answer")?;
+            anyhow::ensure!(head == b"HTTP/1.1 20", "it answered {}", String::from_utf8_lossy(&self.answer));
         }
         Ok(())
     }

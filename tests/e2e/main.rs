@@ -35,6 +35,7 @@ mod sensors;
 mod sources;
 mod together;
 mod uplink;
+mod url_components;
 mod urls;
 mod windows;
 

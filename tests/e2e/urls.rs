@@ -12,14 +12,18 @@ use serde_json::{Value, json};
 const GUIDE: &str = include_str!("../../docs/guides/function-urls.md");
 
 /// `[[function]]` with `keys`, behind the URL that `trigger` says.
-fn url(name: &str, keys: &str, trigger: &str) -> String {
+pub(super) fn url(name: &str, keys: &str, trigger: &str) -> String {
     format!(
         "[[function]]\nname = \"{name}\"\nbundle = \"{name}\"\n{keys}\n[[function.trigger]]\nhttp = {{ {trigger} }}\n"
     )
 }
 
 /// An agent with these functions and guests, whose API listens on TCP; `api` are further keys of `[api]`.
-async fn with_urls(api: &str, functions: &str, guests: &[(&str, Guest)]) -> anyhow::Result<(Agent, SocketAddr)> {
+pub(super) async fn with_urls(
+    api: &str,
+    functions: &str,
+    guests: &[(&str, Guest)],
+) -> anyhow::Result<(Agent, SocketAddr)> {
     let address = SocketAddr::from(([127, 0, 0, 1], e2e::free_port()?));
     let mut agent = Agent::prepare(&format!("[api]\nlisten = \"{address}\"\n{api}\n{functions}"))?;
     for (name, guest) in guests {
@@ -47,7 +51,7 @@ fn takes(time: Duration) -> Guest {
     )
 }
 
-async fn get(address: SocketAddr, path: &str, headers: &[&str]) -> anyhow::Result<http::Reply> {
+pub(super) async fn get(address: SocketAddr, path: &str, headers: &[&str]) -> anyhow::Result<http::Reply> {
     http::request(address, &format!("GET {path}"), headers, "").await
 }
 

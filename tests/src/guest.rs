@@ -16,8 +16,16 @@ mod source;
 pub struct Guest {
     body: String,
     texts: String,
-    /// Where the files are that it reads.
-    mount: Option<String>,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Handles,
+    /// Files too, of this mount.
+    Reads(String),
+    /// Requests instead of events.
+    TakesRequests,
 }
 
 impl Guest {
@@ -28,12 +36,16 @@ impl Guest {
              (call $answer (call $data (local.get $event)) (call $data_bytes (local.get $event)))",
             topic.len()
         );
-        Self { body, texts: topic.to_owned(), mount: None }
+        Self { body, texts: topic.to_owned(), kind: Kind::Handles }
     }
 
     /// Appends the payload to `stream`, and returns it.
     pub fn append(stream: &str) -> Self {
-        Self { body: Self::forward(stream).body.replace("$publish", "$append"), texts: stream.to_owned(), mount: None }
+        Self {
+            body: Self::forward(stream).body.replace("$publish", "$append"),
+            texts: stream.to_owned(),
+            kind: Kind::Handles,
+        }
     }
 
     /// Returns the payload.
@@ -43,7 +55,7 @@ impl Guest {
 
     /// A handler of WAT; see the prelude of the agent's own guests for what it may call.
     pub fn raw(body: &str, texts: &str) -> Self {
-        Self { body: body.to_owned(), texts: texts.to_owned(), mount: None }
+        Self { body: body.to_owned(), texts: texts.to_owned(), kind: Kind::Handles }
     }
 
     /// Returns the file of `/opt` that the payload names, and rejects what cannot be read.
@@ -53,23 +65,34 @@ impl Guest {
 
     /// The same of another mount, whose name has a length of its own.
     pub fn reads(mount: &str) -> Self {
-        Self { mount: Some(mount.to_owned()), ..Self::raw(source::READS_FILES, "no file") }
+        Self { kind: Kind::Reads(mount.to_owned()), ..Self::raw(source::READS_FILES, "no file") }
+    }
+
+    /// A component of `wasi:http` that answers with the request: status 201, its headers, `x-path`, `x-method`, its body.
+    pub fn echoes_requests() -> Self {
+        Self::takes_requests(source::HTTP_ECHO, source::HTTP_ECHO_TEXTS)
+    }
+
+    /// The same with a handler of WAT, which has `$request` and `$out`.
+    pub fn takes_requests(body: &str, texts: &str) -> Self {
+        Self { kind: Kind::TakesRequests, ..Self::raw(body, texts) }
     }
 
     /// Does `body` first when the payload begins with `letter`.
     #[must_use]
     pub fn but_on(self, letter: u8, body: &str) -> Self {
-        let Self { body: otherwise, texts, mount } = self;
+        let Self { body: otherwise, texts, kind } = self;
         let first = "(i32.load8_u (call $data (local.get $event)))";
         let body = format!("(if (i32.eq {first} (i32.const {letter})) (then {body}))\n{otherwise}");
-        Self { body, texts, mount }
+        Self { body, texts, kind }
     }
 
     /// The component itself.
     pub fn component(&self) -> Vec<u8> {
-        match &self.mount {
-            Some(mount) => source::component_with_files(mount, &self.body, &self.texts),
-            None => source::component(&self.body, &self.texts),
+        match &self.kind {
+            Kind::Handles => source::component(&self.body, &self.texts),
+            Kind::Reads(mount) => source::component_with_files(mount, &self.body, &self.texts),
+            Kind::TakesRequests => source::http_component(&self.body, &self.texts),
         }
     }
 

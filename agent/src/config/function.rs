@@ -13,7 +13,7 @@ use crate::name::{BrokerName, FunctionName, SourceName, StreamName};
 use crate::topic::TopicFilter;
 use crate::trigger::file::FileTrigger;
 use crate::trigger::filter::FilterConfig;
-use crate::trigger::http::HttpTrigger;
+use crate::trigger::http::{EventShape, HttpTrigger};
 use crate::trigger::window::WindowConfig;
 use crate::units::{ByteSize, Span};
 
@@ -306,6 +306,11 @@ pub enum TriggerKind {
 }
 
 impl TriggerKind {
+    /// Whether it calls components that take requests, which take nothing else.
+    pub(crate) fn is_wasi_http(&self) -> bool {
+        matches!(self, Self::Http(http) if http.event_shape == EventShape::WasiHttp)
+    }
+
     /// The source that it hears, with the kind that it must be.
     pub(crate) const fn source(&self) -> Option<(&'static str, &SourceName)> {
         match self {

@@ -96,6 +96,26 @@ pub enum LoadError {
         /// Where it differs.
         source: wasmtime::Error,
     },
+    /// A trigger calls it with requests, and it takes events.
+    #[error(
+        "function `{function}` exports no `wasi:http/incoming-handler@0.2`, which its trigger `{trigger}` with `event_shape = \"wasi-http\"` calls; hint: take the `event_shape` out of the trigger, or put the component of a `wasi:http` 0.2 proxy into the bundle"
+    )]
+    NoIncomingHandler {
+        /// Whose.
+        function: FunctionName,
+        /// Which.
+        trigger: String,
+    },
+    /// It takes requests, and a trigger makes other events.
+    #[error(
+        "function `{function}` exports `wasi:http/incoming-handler` and takes requests only, which its trigger `{trigger}` does not make of what it hears; hint: write `http = {{ path = \"/{function}\", event_shape = \"wasi-http\" }}`"
+    )]
+    RequestsOnly {
+        /// Whose.
+        function: FunctionName,
+        /// Which.
+        trigger: String,
+    },
     /// Its `memory` is more than an instance can have.
     #[error(
         "function `{function}` may use {memory} of memory, more than the {max} that one instance can have on this machine; hint: lower its `memory`"

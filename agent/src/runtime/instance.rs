@@ -1,4 +1,4 @@
-//! One live instance of a function: serves one event at a time, and is kept warm between them.
+//! One live instance of a function: serves one event at a time, and is kept warm between them unless it is called with requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,18 +6,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi_http::p2::bindings::Proxy;
 
 use super::failure;
 use super::host::HostState;
+use super::host::http;
 use super::host::log::Log;
 use super::host::state::{Call, Fault};
 use super::host::wasi;
 use super::host::world::function as wit;
-use super::host::world::function::Function as Handler;
+use super::load::Entry;
 use super::{Function, Shared};
 use crate::event::Event;
 use crate::inference::Loaded;
 use crate::invocation::{Context, Effects, Outcome, Timings};
+use crate::trigger::http::wasi as request;
 use crate::units::ByteSize;
 
 /// A component that needs longer than this to come up would hold up its events for ever.
@@ -38,6 +41,14 @@ pub struct Invoked {
     pub timings: Timings,
     /// Whether the instance can serve another event. If not, drop it.
     pub reusable: bool,
+}
+
+/// What an instance is called by.
+enum Handler {
+    /// With events.
+    Event(wit::Function),
+    /// With requests. The standard leaves open whether it can be called again, and hosts call it once.
+    Http(Proxy),
 }
 
 /// A live instance.
@@ -65,7 +76,10 @@ impl Function {
             let root = self.spec.root.display();
             Outcome::Unavailable(format!("the folder `{root}` of the function cannot be opened: {error:#}"))
         })?;
-        let state = HostState::new(Arc::clone(&self.spec), Arc::clone(&shared.services), wasi, log);
+        let mut state = HostState::new(Arc::clone(&self.spec), Arc::clone(&shared.services), wasi, log);
+        if matches!(self.entry, Entry::Http(_)) {
+            state.table.set_max_capacity(http::HANDLES_MAX);
+        }
         let mut store = Store::new(&shared.engine, state);
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(passed_bytes(self.spec.memory));
@@ -76,7 +90,13 @@ impl Function {
         let deadline = clock.instant() + START_TIMEOUT;
         store.data_mut().deadline = deadline;
         let running = shared.ticker.enter();
-        let made = timeout_at(deadline, self.component.instantiate_async(&mut store)).await;
+        let made = async {
+            match &self.entry {
+                Entry::Event(component) => component.instantiate_async(&mut store).await.map(Handler::Event),
+                Entry::Http(component) => component.instantiate_async(&mut store).await.map(Handler::Http),
+            }
+        };
+        let made = timeout_at(deadline, made).await;
         drop(running);
         match made {
             Ok(Ok(handler)) => Ok(Instance { store, handler, shared, timeout: self.spec.timeout.0, folders }),
@@ -105,7 +125,12 @@ impl Instance {
         self.store.data_mut().begin(&context, deadline, models);
         self.store.set_epoch_deadline(1);
         let running = self.shared.ticker.enter();
-        let call = call(&mut self.store, &self.handler, event, &context);
+        let call = async {
+            match &self.handler {
+                Handler::Event(handler) => call(&mut self.store, handler, event, &context).await,
+                Handler::Http(component) => answer(&mut self.store, component, event, &context).await,
+            }
+        };
         // A handler that computes is stopped at a tick; this stops one that waits.
         let called = timeout_at(deadline, call).await;
         drop(running);
@@ -131,6 +156,7 @@ impl Instance {
             }
             Ok(Ok(Ok(value))) => (Outcome::Succeeded(Bytes::from(value)), true),
         };
+        let reusable = reusable && matches!(self.handler, Handler::Event(_));
         let Call { effects, inference, .. } = std::mem::take(&mut state.call);
         // What it read led to its failure; what it wanted done is not done.
         let effects = match outcome {
@@ -143,7 +169,7 @@ impl Instance {
 
 async fn call(
     store: &mut Store<HostState>,
-    handler: &Handler,
+    handler: &wit::Function,
     event: &Event,
     context: &Context,
 ) -> wasmtime::Result<Result<Vec<u8>, wit::Failure>> {
@@ -169,6 +195,22 @@ async fn call(
         trace_parent: context.trace_parent.as_deref(),
     };
     handler.call_handle(store, event, context).await
+}
+
+/// The same of a component that is called with requests; a response is what it returns.
+async fn answer(
+    store: &mut Store<HostState>,
+    component: &Proxy,
+    event: &Event,
+    context: &Context,
+) -> wasmtime::Result<Result<Vec<u8>, wit::Failure>> {
+    let request = match request::request(event, context.trace_parent.as_deref()) {
+        Ok(request) => request,
+        Err(why) => return Ok(Err(wit::Failure::Reject(why))),
+    };
+    let bytes_max = usize::try_from(store.data().limits().output_bytes_max.0).unwrap_or(usize::MAX);
+    let answered = http::answer(store, component, request, bytes_max).await?;
+    Ok(answered.map_err(|why| wit::Failure::Reject(store.data_mut().refuse(why))))
 }
 
 impl HostState {

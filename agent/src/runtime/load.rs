@@ -7,21 +7,31 @@ use std::sync::atomic::Ordering;
 use sha2::{Digest, Sha256};
 use wasmparser::Parser;
 use wasmtime::component::Component;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use super::error::LoadError;
 use super::host::world::function::FunctionPre;
-use super::host::{self, HostState};
+use super::host::{self, HostState, http};
 use super::pool::Plan;
 use super::{Runtime, Shared};
 use crate::function::FunctionSpec;
 use crate::units::ByteSize;
+
+/// What instances are made of, by what they are called with.
+#[derive(Clone)]
+pub(super) enum Entry {
+    /// Events: it exports our `handle`, and not what follows.
+    Event(FunctionPre<HostState>),
+    /// Requests: it exports the `incoming-handler` of `wasi:http`.
+    Http(ProxyPre<HostState>),
+}
 
 /// A function that is ready to make instances. Cheap to clone.
 #[derive(Clone)]
 pub struct Function {
     /// What it was made from.
     pub spec: Arc<FunctionSpec>,
-    pub(super) component: FunctionPre<HostState>,
+    pub(super) entry: Entry,
     pub(super) shared: Arc<Shared>,
     /// Whether it asks for files.
     pub(super) files: bool,
@@ -58,20 +68,34 @@ impl Shared {
             Some(component) => component,
             None => self.compile(&spec)?,
         };
-        // 3. What it wants of us, by name first: that error says more than the linker's.
+        // 3. Which of the two it is called with: its triggers must be of the same mind.
+        let is_http =
+            component.component_type().exports(&self.engine).any(|(export, _)| export.starts_with(http::HANDLER));
+        if let Some(trigger) = spec.triggers.iter().find(|trigger| trigger.kind.is_wasi_http() != is_http) {
+            let (function, trigger) = (spec.name.clone(), trigger.to_string());
+            return Err(match is_http {
+                true => LoadError::RequestsOnly { function, trigger },
+                false => LoadError::NoIncomingHandler { function, trigger },
+            });
+        }
+        // 4. What it wants of us, by name first: that error says more than the linker's.
         let mut files = false;
         for (import, _) in component.component_type().imports(&self.engine) {
-            if !host::provides(import) {
+            if !host::provides(import, is_http) {
                 let (function, import) = (spec.name.clone(), import.to_owned());
                 let hint = instead_of(&import);
                 return Err(LoadError::Import { function, import, hint });
             }
             files |= import.starts_with("wasi:filesystem/preopens");
         }
-        // 4. Types of imports and of the handler.
-        let linked = self.linker.instantiate_pre(&component).and_then(FunctionPre::new);
-        let component = linked.map_err(|source| LoadError::Contract { function: spec.name.clone(), source })?;
-        Ok(Function { spec, component, shared: self, files })
+        // 5. Types of imports and of the handler.
+        let linked = self.linker.instantiate_pre(&component);
+        let linked = linked.and_then(|linked| match is_http {
+            true => ProxyPre::new(linked).map(Entry::Http),
+            false => FunctionPre::new(linked).map(Entry::Event),
+        });
+        let entry = linked.map_err(|source| LoadError::Contract { function: spec.name.clone(), source })?;
+        Ok(Function { spec, entry, shared: self, files })
     }
 
     fn compile(&self, spec: &FunctionSpec) -> Result<Component, LoadError> {
@@ -118,7 +142,7 @@ fn instead_of(import: &str) -> &'static str {
     if import.starts_with("wasi:sockets/") {
         "functions never get sockets; send with `emit` instead"
     } else if import.starts_with("wasi:http/") {
-        "functions get no HTTP; send with `emit` instead"
+        "only a component that exports `wasi:http/incoming-handler@0.2` may import it; send with `emit` instead"
     } else {
         "a function may import `tidegate:function`, `wasi:nn`, `wasi:keyvalue`, `wasi:config`, and of WASI 0.2 cli, clocks, \
          filesystem, io and random"

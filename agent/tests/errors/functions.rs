@@ -544,3 +544,31 @@ fn a_config_that_is_not_there() {
 "#,
     );
 }
+
+#[test]
+fn what_a_component_of_wasi_http_cannot_have() {
+    check(
+        r#"[mqtt.local]
+url = "mqtt://127.0.0.1"
+[[function]]
+name = "f"
+bundle = "f"
+trigger = [
+    { http = { path = "/f", event_shape = "wasi-http" } },
+    { http = { path = "/g", methods = ["GET"] } },
+    { mqtt = { filter = "a" } },
+]
+[[function]]
+name = "g"
+bundle = "f"
+on_success = [{ function = "f" }]
+"#,
+        r#"DIR/gateway.toml:4:1: function[f]: it takes requests as `wasi-http`, which its trigger `http GET /g` does not make of what it hears
+  hint: give the other trigger to a function of its own, or write `event_shape = "wasi-http"`
+DIR/gateway.toml:4:1: function[f]: it takes requests as `wasi-http`, which its trigger `mqtt local a` does not make of what it hears
+  hint: give the other trigger to a function of its own, or write `event_shape = "wasi-http"`
+DIR/gateway.toml:4:1: function[f]: it takes requests as `wasi-http`, and a destination of `g` hands it events
+  hint: hand them to another function
+"#,
+    );
+}

@@ -281,6 +281,7 @@ pub(crate) fn check_specs(specs: &[(&FunctionSpec, &Place)], names: &Names, gate
             refuse(what, "add `[mqtt.local]` with its `url`, or an `[embedded_broker]`".to_owned());
         }
         check_own_urls(spec, specs, &mut refuse);
+        check_own_shapes(spec, specs, &mut refuse);
         if let Some(round) = destination_loop(spec, specs) {
             let round: Vec<String> = round.iter().map(|name| format!("`{name}`")).collect();
             let what = format!("its destinations lead back to it: {}", round.join(" → "));
@@ -312,6 +313,29 @@ fn check_own_urls(spec: &FunctionSpec, specs: &[(&FunctionSpec, &Place)], refuse
                 let what = format!("its function URL `{url}` is one of `{}` already: `{same}`", other.name);
                 refuse(what, hint.clone());
             }
+        }
+    }
+}
+
+/// A component that takes requests takes nothing else.
+fn check_own_shapes(spec: &FunctionSpec, specs: &[(&FunctionSpec, &Place)], refuse: &mut impl FnMut(String, String)) {
+    if !spec.triggers.iter().any(|trigger| trigger.kind.is_wasi_http()) {
+        return;
+    }
+    for trigger in spec.triggers.iter().filter(|trigger| !trigger.kind.is_wasi_http()) {
+        let what =
+            format!("it takes requests as `wasi-http`, which its trigger `{trigger}` does not make of what it hears");
+        refuse(
+            what,
+            "give the other trigger to a function of its own, or write `event_shape = \"wasi-http\"`".to_owned(),
+        );
+    }
+    let is_it = |to: &DestinationConfig| matches!(to, DestinationConfig::Function(name) if *name == spec.name);
+    for (other, _) in specs {
+        if other.on_success.iter().chain(&other.on_failure).any(is_it) {
+            let what =
+                format!("it takes requests as `wasi-http`, and a destination of `{}` hands it events", other.name);
+            refuse(what, "hand them to another function".to_owned());
         }
     }
 }

@@ -97,6 +97,11 @@ impl Log {
         if panic.is_empty() { told.next_back().map(str::to_owned) } else { Some(panic) }
     }
 
+    /// Adds a line of the host's own to what the invocation says.
+    pub(crate) fn tell(&self, channel: Channel, line: &str) {
+        self.lock().write(channel, format!("{line}\n").as_bytes());
+    }
+
     /// A stream that writes here.
     pub(crate) fn stream(&self, channel: Channel) -> LogStream {
         LogStream { log: self.clone(), channel }

@@ -1,10 +1,11 @@
-//! What a function may call: `emit`, `control`, key-values, configuration, models and WASI 0.2. Everything is always linked; what is not
+//! What a function may call: `emit`, `control`, key-values, configuration, models, WASI 0.2 and `wasi:http`. Everything is always linked; what is not
 //! granted is refused when it is called, with an error that names the capability.
 
 pub(super) mod chance;
 mod config;
 mod control;
 mod emit;
+pub(crate) mod http;
 pub(crate) mod keyvalue;
 pub(crate) mod log;
 mod nn;
@@ -41,10 +42,12 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
     config::add_to_linker(&mut linker)?;
     nn::add_to_linker(&mut linker)?;
     wasi::add_to_linker(&mut linker)?;
+    http::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 
-/// Whether some version of `interface` is there to be imported.
-pub(crate) fn provides(interface: &str) -> bool {
-    INTERFACES.iter().any(|start| interface.starts_with(start))
+/// Whether some version of `interface` is there to be imported, by a component that is called with requests if `is_http`.
+pub(crate) fn provides(interface: &str, is_http: bool) -> bool {
+    let http = if is_http { http::INTERFACES } else { &[] };
+    INTERFACES.iter().chain(http).any(|start| interface.starts_with(start))
 }

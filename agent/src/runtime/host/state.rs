@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtxView, WasiHttpView};
 
+use super::http::Http;
 use super::log::Log;
 use crate::capability::Capabilities;
 use crate::function::FunctionSpec;
@@ -63,6 +65,7 @@ pub(crate) struct HostState {
     /// Bytes of the tensors that the guest holds.
     pub(super) tensor_bytes: u64,
     wasi: WasiCtx,
+    http: Http,
 }
 
 impl HostState {
@@ -72,7 +75,8 @@ impl HostState {
         let memory = MemoryGuard::new(spec.memory.0);
         let deadline = services.clock.instant();
         let call = Call { models: services.models.current(), ..Call::default() };
-        Self { table, call, deadline, memory, log, spec, services, tensor_bytes: 0, wasi }
+        let http = Http::new(log.clone());
+        Self { table, call, deadline, memory, log, spec, services, tensor_bytes: 0, wasi, http }
     }
 
     /// Whether wasm code that runs has had its time.
@@ -127,6 +131,12 @@ impl HostState {
 impl WasiView for HostState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for HostState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.http.view(&mut self.table)
     }
 }
 

@@ -131,12 +131,137 @@ pub(crate) const READS_FILES: &str = r#"
     (if (call $read_file (local.get $i)) (then (return (call $fail (i32.const 1) (i32.const 2048) (i32.const 7)))))
     (call $answer (i32.load (i32.const 1208)) (i32.load (i32.const 1212)))"#;
 
+/// What a component that takes requests may use, with the WIT of `wasi:http` as its other hosts have it.
+const HTTP: &str = include_str!("http.wit");
+const HTTP_WORLD: &str = "
+    package test:guest;
+    world guest {
+        include wasi:http/proxy@0.2.12;
+        import tidegate:function/emit@0.1.0;
+    }";
+const HTTP_PRELUDE: &str = r#"
+  (import "wasi:http/types@0.2.12" "[method]incoming-request.method" (func $request_method (param i32 i32)))
+  (import "wasi:http/types@0.2.12" "[method]incoming-request.path-with-query" (func $request_path (param i32 i32)))
+  (import "wasi:http/types@0.2.12" "[method]incoming-request.headers" (func $request_headers (param i32) (result i32)))
+  (import "wasi:http/types@0.2.12" "[method]incoming-request.consume" (func $request_body (param i32 i32)))
+  (import "wasi:http/types@0.2.12" "[method]incoming-body.stream" (func $body_stream (param i32 i32)))
+  (import "wasi:io/streams@0.2.12" "[method]input-stream.blocking-read" (func $read (param i32 i64 i32)))
+  (import "wasi:http/types@0.2.12" "[constructor]fields" (func $fields (result i32)))
+  (import "wasi:http/types@0.2.12" "[method]fields.clone" (func $fields_clone (param i32) (result i32)))
+  (import "wasi:http/types@0.2.12" "[method]fields.append" (func $fields_append (param i32 i32 i32 i32 i32 i32)))
+  (import "wasi:http/types@0.2.12" "[constructor]outgoing-response" (func $response (param i32) (result i32)))
+  (import "wasi:http/types@0.2.12" "[method]outgoing-response.set-status-code"
+    (func $response_status (param i32 i32) (result i32)))
+  (import "wasi:http/types@0.2.12" "[method]outgoing-response.body" (func $response_body (param i32 i32)))
+  (import "wasi:http/types@0.2.12" "[static]response-outparam.set"
+    (func $answer (param i32 i32 i32 i32 i64 i32 i32 i32 i32)))
+  (import "wasi:http/types@0.2.12" "[method]outgoing-body.write" (func $body_write (param i32 i32)))
+  (import "wasi:http/types@0.2.12" "[static]outgoing-body.finish" (func $body_finish (param i32 i32 i32 i32)))
+  (import "wasi:http/types@0.2.12" "[resource-drop]outgoing-body" (func $body_drop (param i32)))
+  (import "wasi:io/streams@0.2.12" "[method]output-stream.blocking-write-and-flush"
+    (func $write (param i32 i32 i32 i32)))
+  (import "wasi:io/streams@0.2.12" "[resource-drop]output-stream" (func $stream_drop (param i32)))
+  (import "wasi:http/types@0.2.12" "[constructor]outgoing-request" (func $outgoing (param i32) (result i32)))
+  (import "wasi:http/types@0.2.12" "[method]outgoing-request.set-method"
+    (func $outgoing_method (param i32 i32 i32 i32) (result i32)))
+  (import "wasi:http/types@0.2.12" "[method]outgoing-request.set-authority"
+    (func $outgoing_authority (param i32 i32 i32 i32) (result i32)))
+  (import "wasi:http/types@0.2.12" "[method]outgoing-request.set-path-with-query"
+    (func $outgoing_path (param i32 i32 i32 i32) (result i32)))
+  (import "wasi:http/outgoing-handler@0.2.12" "handle" (func $outgoing_handle (param i32 i32 i32 i32)))
+  (import "wasi:http/types@0.2.12" "[method]future-incoming-response.subscribe"
+    (func $sent_subscribe (param i32) (result i32)))
+  (import "wasi:io/poll@0.2.12" "[method]pollable.block" (func $block (param i32)))
+  (import "wasi:http/types@0.2.12" "[method]future-incoming-response.get" (func $sent_get (param i32 i32)))
+  (import "tidegate:function/emit@0.1.0" "publish"
+    (func $emit_publish (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32)))
+  (memory (export "memory") 4)
+  (global $top (mut i32) (i32.const 8192))
+  (global $body (mut i32) (i32.const 0))
+  (func (export "cabi_realloc") (param i32 i32) (param $align i32) (param $size i32) (result i32)
+    (local $at i32)
+    (local.set $at (i32.and (i32.add (global.get $top) (i32.const 7)) (i32.const -8)))
+    (global.set $top (i32.add (local.get $at) (local.get $size)))
+    (local.get $at))
+  ;; Answers with a body, and gives the stream that it is written to.
+  (func $begin (param $out i32) (param $headers i32) (param $status i32) (result i32)
+    (local $response i32)
+    (local.set $response (call $response (local.get $headers)))
+    (if (call $response_status (local.get $response) (local.get $status)) (then unreachable))
+    (call $response_body (local.get $response) (i32.const 1024))
+    (global.set $body (i32.load (i32.const 1028)))
+    (call $answer (local.get $out) (i32.const 0) (local.get $response) (i32.const 0) (i64.const 0)
+      (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))
+    (call $body_write (global.get $body) (i32.const 1024))
+    (i32.load (i32.const 1028)))
+  (func $write_all (param $to i32) (param $at i32) (param $bytes i32)
+    (local $part i32)
+    (loop $next
+      (local.set $part (select (local.get $bytes) (i32.const 4096) (i32.lt_u (local.get $bytes) (i32.const 4096))))
+      (call $write (local.get $to) (local.get $at) (local.get $part) (i32.const 1024))
+      (local.set $at (i32.add (local.get $at) (local.get $part)))
+      (local.set $bytes (i32.sub (local.get $bytes) (local.get $part)))
+      (br_if $next (local.get $bytes))))
+  ;; Asks for `/` of another server, and gives what will be the response.
+  (func $send (param $authority i32) (param $bytes i32) (result i32)
+    (local $request i32)
+    (local.set $request (call $outgoing (call $fields)))
+    (if (call $outgoing_authority (local.get $request) (i32.const 1) (local.get $authority) (local.get $bytes))
+      (then unreachable))
+    (i32.store8 (i32.const 1100) (i32.const 47))
+    (if (call $outgoing_path (local.get $request) (i32.const 1) (i32.const 1100) (i32.const 1)) (then unreachable))
+    (call $outgoing_handle (local.get $request) (i32.const 0) (i32.const 0) (i32.const 1040))
+    (if (i32.load8_u (i32.const 1040)) (then unreachable))
+    (i32.load (i32.const 1048)))
+  (func $end (param $stream i32)
+    (call $stream_drop (local.get $stream))
+    (call $body_finish (global.get $body) (i32.const 0) (i32.const 0) (i32.const 1024)))
+"#;
+
+/// A component that takes requests: `body` has `$request`, and answers to `$out`.
+pub(crate) fn http_component(body: &str, texts: &str) -> Vec<u8> {
+    let wat = format!(
+        r#"(module $guest {HTTP_PRELUDE}
+            (data (i32.const 2048) "{texts}")
+            (func $handle (export "wasi:http/incoming-handler@0.2.12#handle") (param $request i32) (param $out i32)
+              (local $stream i32) (local $i i32) {body}))"#
+    );
+    encode(&[("http.wit", HTTP), ("guest.wit", HTTP_WORLD)], &wat)
+}
+
+/// Answers with status 201, the request's headers, its path as `x-path`, the number of its method in the standard as `x-method`, and its body.
+pub(crate) const HTTP_ECHO: &str = r#"
+    (local.set $i (call $fields_clone (call $request_headers (local.get $request))))
+    (call $request_path (local.get $request) (i32.const 1040))
+    (call $fields_append (local.get $i) (i32.const 2048) (i32.const 6)
+      (i32.load (i32.const 1044)) (i32.load (i32.const 1048)) (i32.const 1024))
+    (call $request_method (local.get $request) (i32.const 1040))
+    (i32.store8 (i32.const 1052) (i32.add (i32.const 48) (i32.load8_u (i32.const 1040))))
+    (call $fields_append (local.get $i) (i32.const 2054) (i32.const 8) (i32.const 1052) (i32.const 1) (i32.const 1024))
+    (local.set $stream (call $begin (local.get $out) (local.get $i) (i32.const 201)))
+    (call $request_body (local.get $request) (i32.const 1040))
+    (call $body_stream (i32.load (i32.const 1044)) (i32.const 1056))
+    (loop $more
+      (global.set $top (i32.const 8192))
+      (call $read (i32.load (i32.const 1060)) (i64.const 65536) (i32.const 1040))
+      (if (i32.eqz (i32.load8_u (i32.const 1040))) (then
+        (call $write_all (local.get $stream) (i32.load (i32.const 1044)) (i32.load (i32.const 1048)))
+        (br $more))))
+    (call $end (local.get $stream))"#;
+/// The texts for that.
+pub(crate) const HTTP_ECHO_TEXTS: &str = "x-pathx-method";
+
 /// A component around a core module of WAT.
 pub(crate) fn module(wat: &str) -> Vec<u8> {
+    encode(&[("guest.wit", WORLD)], wat)
+}
+
+/// The same by packages of WIT, of which the last one has the world.
+fn encode(packages: &[(&str, &str)], wat: &str) -> Vec<u8> {
     let mut resolve = Resolve::default();
     resolve.push_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../functions/wit")).unwrap();
-    let package = resolve.push_str("guest.wit", WORLD).unwrap();
-    let world = resolve.select_world(&[package], Some("guest")).unwrap();
+    let packages: Vec<_> = packages.iter().map(|(file, text)| resolve.push_str(file, text).unwrap()).collect();
+    let world = resolve.select_world(&packages[packages.len() - 1..], Some("guest")).unwrap();
     let mut module = wat::parse_str(wat).unwrap();
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
     ComponentEncoder::default().module(&module).unwrap().validate(true).encode().unwrap()

@@ -1,6 +1,7 @@
 //! The runtime as the dispatcher uses it, on guests written in WAT.
 
 pub(crate) mod guest;
+mod http;
 mod layers;
 mod limits;
 mod outcomes;

@@ -30,6 +30,7 @@ pub fn answer(shape: EventShape, value: Bytes) -> Result<Answer, Malformed> {
         EventShape::Native => Ok(native(value)),
         EventShape::ApigwV1 => lambda::answer1(&value),
         EventShape::ApigwV2 => lambda::answer2(value),
+        EventShape::WasiHttp => lambda::answer_as_it_is(&value),
     }
 }
 

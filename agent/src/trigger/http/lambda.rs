@@ -130,8 +130,12 @@ pub(super) fn version2(request: &Request, id: &str, function: &str, trigger: &Ht
 
 /// An answer in format 1.0.
 pub(super) fn answer1(value: &[u8]) -> Result<Answer, Malformed> {
-    let value = parse(value)?;
-    match value {
+    answer_as_it_is(value).map(typed)
+}
+
+/// The same of a function that says itself what its body is, or does not.
+pub(super) fn answer_as_it_is(value: &[u8]) -> Result<Answer, Malformed> {
+    match parse(value)? {
         Value::Object(answer) if answer.contains_key("statusCode") => structured(&answer),
         Value::Object(_) => fail("it has no `statusCode`"),
         other => fail(format!("{} is not an object with a `statusCode`", kind(&other))),
@@ -141,11 +145,19 @@ pub(super) fn answer1(value: &[u8]) -> Result<Answer, Malformed> {
 /// An answer in format 2.0: without a `statusCode` all of it is the body.
 pub(super) fn answer2(value: Bytes) -> Result<Answer, Malformed> {
     let body = match parse(&value)? {
-        Value::Object(answer) if answer.contains_key("statusCode") => return structured(&answer),
+        Value::Object(answer) if answer.contains_key("statusCode") => return structured(&answer).map(typed),
         Value::String(text) => text.into(),
         _ => value,
     };
     Ok(Answer { status: 200, headers: vec![json_type()], body })
+}
+
+/// A body without a type is JSON.
+fn typed(mut answer: Answer) -> Answer {
+    if !answer.body.is_empty() && !answer.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+        answer.headers.push(json_type());
+    }
+    answer
 }
 
 fn structured(answer: &Map<String, Value>) -> Result<Answer, Malformed> {
@@ -197,9 +209,6 @@ fn structured(answer: &Map<String, Value>) -> Result<Answer, Malformed> {
         Some(Value::String(body)) => body.clone().into(),
         Some(other) => return fail(format!("`body` is {}, and must be a text: encode it as JSON", kind(other))),
     };
-    if !body.is_empty() && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
-        headers.push(json_type());
-    }
     Ok(Answer { status, headers, body })
 }
 

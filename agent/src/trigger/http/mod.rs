@@ -8,6 +8,7 @@ mod lambda;
 mod path;
 mod request;
 mod urls;
+pub(crate) mod wasi;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -99,12 +100,15 @@ pub enum EventShape {
     ApigwV1,
     /// The same in format 2.0, which is Lambda's own for function URLs.
     ApigwV2,
+    /// The request itself, for a component that exports `wasi:http/incoming-handler`.
+    WasiHttp,
 }
 
 words! { EventShape:
     "native" = Self::Native,
     "apigw-v1" = Self::ApigwV1,
-    "apigw-v2" = Self::ApigwV2;
+    "apigw-v2" = Self::ApigwV2,
+    "wasi-http" = Self::WasiHttp;
     later "payload", "cloudevents"
 }
 

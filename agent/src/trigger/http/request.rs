@@ -9,7 +9,7 @@ use super::{EventShape, HttpTrigger, lambda};
 use crate::event::{Event, new_id};
 
 /// CloudEvents `type`.
-const KIND: &str = "http.request";
+pub(super) const KIND: &str = "http.request";
 
 /// A request that came whole.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +42,7 @@ impl Request {
         let trace_parent = self.header("traceparent").map(Into::into);
         let time_ms = self.time_ms;
         let (content_type, attributes, data) = match trigger.event_shape {
-            EventShape::Native => {
+            EventShape::Native | EventShape::WasiHttp => {
                 let content_type = self.header("content-type").map(Into::into);
                 (content_type, self.attributes(trigger), self.body)
             }
