@@ -145,12 +145,16 @@ pub struct Limits {
     pub recent_runs_every: Span,
     /// Longest text of such a run: a topic, or why it failed. With all of them at their bounds a function has some 300 KB.
     pub recent_text_bytes_max: usize,
+    /// How far back the latencies go that the console shows: their counts take some 24 KB for each function that runs.
+    pub recent_window: Span,
     /// Connections to the API at the same time, per listener; more wait to be accepted.
     pub api_connections_max: usize,
     /// How long a caller may take to send a request, and to take some of the answer.
     pub api_request_max: Span,
     /// Line, headers and what is buffered of a body of one request.
     pub api_head_bytes_max: usize,
+    /// People who are signed in to the console at the same time; with one more the oldest is not any more.
+    pub console_sessions_max: usize,
     /// Requests to the URLs of one function at the same time: half of the connections, so that one that is slow leaves some to the
     /// others.
     pub url_calls_max: usize,
@@ -235,9 +239,11 @@ impl Default for Limits {
             recent_runs_max: 32,
             recent_runs_every: Span(Duration::from_millis(250)),
             recent_text_bytes_max: 1 << 10,
+            recent_window: Span::from_secs(300),
             api_connections_max: 64,
             api_request_max: Span::from_secs(30),
             api_head_bytes_max: 64 << 10,
+            console_sessions_max: 64,
             url_calls_max: 32,
             url_parameters_max: 1_000,
             api_batch_events_max: 1_000,

@@ -5,6 +5,7 @@
 //! register a closure that is read at scrape time.
 
 mod histogram;
+mod moving;
 mod process;
 mod scrape;
 
@@ -18,6 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 pub use self::histogram::{Histogram, HistogramCounts};
+pub(crate) use self::moving::MovingHistogram;
 pub use self::scrape::Scrape;
 use crate::clock::Clock;
 use crate::invocation::{Outcome, Timings};

@@ -2,17 +2,8 @@
 
 use std::time::Duration;
 
-/// What others have said, for a terminal, which must not obey it.
-pub(crate) fn printable(text: &str) -> String {
-    printable_but(&['\t'], text)
-}
-
-/// The same of several lines.
-pub(crate) fn printable_lines(text: &str) -> String {
-    printable_but(&['\t', '\n'], text)
-}
-
-fn printable_but(plain: &[char], text: &str) -> String {
+/// What others have said, for a terminal, which must not obey it. It may have those of `plain`, such as ends of lines.
+pub(crate) fn printable(text: &str, plain: &[char]) -> String {
     text.chars()
         .flat_map(|c| if c.is_control() && !plain.contains(&c) { c.escape_default().collect() } else { vec![c] })
         .collect()

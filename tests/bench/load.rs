@@ -114,6 +114,24 @@ impl Load {
         Ok(latencies)
     }
 
+    /// Publishes `per_second` at QoS 0 for a while, a few at a time, whatever comes back. Says how many results came.
+    pub(crate) fn steady(&mut self, topic: &str, per_second: u32, time: Duration) -> anyhow::Result<u64> {
+        let (started, mut sent, mut came) = (self.clock.instant(), 0.0, 0);
+        self.results.set_read_timeout(Some(Duration::from_millis(1)))?;
+        while self.clock.instant() - started < time {
+            std::thread::sleep(Duration::from_millis(5));
+            let due = f64::from(per_second) * (self.clock.instant() - started).min(time).as_secs_f64();
+            let mut out = Vec::new();
+            while sent < due {
+                self.encode(topic, 0, &mut out);
+                sent += 1.0;
+            }
+            self.send(&out)?;
+            while self.receive(|_| came += 1).is_ok() {}
+        }
+        Ok(came + self.let_pass()?)
+    }
+
     fn one_result(&mut self, latencies: &mut Vec<f64>) -> anyhow::Result<()> {
         let before = latencies.len();
         let (clock, start) = (self.clock.clone(), self.start);

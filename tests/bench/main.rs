@@ -7,6 +7,7 @@ mod append;
 mod backlog;
 mod bare;
 mod block;
+mod console;
 mod fleet;
 mod footprint;
 mod inference;
@@ -66,6 +67,8 @@ enum Part {
     Url,
     /// Recorded events through a version
     Replay,
+    /// The console in a browser while events come; needs chromium
+    Console,
     /// Durable records
     Append,
     /// Bytes that reach the block device; needs root, for a loop device
@@ -130,6 +133,9 @@ async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
     }
     if options.wants(Part::Replay) {
         figures.extend(replay::measure(options).await?);
+    }
+    if options.wants(Part::Console) {
+        figures.extend(console::measure(options).await?);
     }
     if options.wants(Part::Append) {
         figures.extend(append::measure(options).await?);

@@ -2,6 +2,7 @@
 
 mod actuation;
 mod brokers;
+mod browser;
 mod calls;
 mod cold_store;
 mod console;

@@ -382,8 +382,7 @@ async fn a_device_that_stalls_goes_or_says_garbage_is_found_again() -> anyhow::R
     plc.clone().with("input", 0, &[3]);
     let _server = Server::tcp(&plc, port).await?;
     until_told(&site, &value(3)).await?;
-    let status = site.agent.status()?;
-    assert!(source(&status, "plc")["trouble"].is_null(), "{status}");
+    until_trouble(&site, "null").await?;
     let told = site.agent.log().lines().filter(|line| line.contains("modbus")).count();
     assert!(told <= 4, "troubles are logged once a minute: {}", site.agent.log());
     Ok(())

@@ -4,6 +4,7 @@
 //! are in a folder of the test's own.
 
 mod agent;
+mod browser;
 mod control_plane;
 mod device;
 mod guest;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 pub use self::agent::Agent;
+pub use self::browser::Browser;
 pub use self::control_plane::ControlPlane;
 pub use self::device::{Device, Message};
 pub use self::guest::Guest;

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::console::{self, Sessions};
 use super::error::ApiError;
+use super::server::Peer;
 use crate::clock::Clock;
+use crate::limits::Limits;
 use crate::name::GatewayName;
 use crate::trigger::http::{PREFIX, Token};
 
@@ -25,14 +27,20 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(listen: SocketAddr, gateway: &GatewayName, token: Option<&str>, clock: Clock) -> Self {
+    pub(super) fn new(
+        listen: SocketAddr,
+        gateway: &GatewayName,
+        token: Option<&str>,
+        limits: &Limits,
+        clock: Clock,
+    ) -> Self {
         let ours = || {
             let address = listen.ip();
             let names = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), gateway.to_string()];
             names.into_iter().chain([address.to_string()]).collect()
         };
         let hosts = listen.ip().is_loopback().then(ours);
-        Self { hosts, token: token.map(Token::new), sessions: Sessions::new(clock) }
+        Self { hosts, token: token.map(Token::new), sessions: Sessions::new(limits, clock) }
     }
 
     /// A page of a stranger that a browser on this machine shows can call loopback: under its own name, when its DNS is
@@ -63,15 +71,25 @@ impl Guard {
         }
         let path = request.uri().path();
         // A cookie opens the console and nothing else: programs send the token.
-        if path == "/healthz" || console::is_public(path) || console::is_at(path) && self.sessions.holds(headers) {
+        if path == "/healthz" || console::is_public(path) || console::is_at(path) && self.knows(request) {
             return Ok(());
         }
         self.check_token(headers, None).map(drop)
     }
 
-    /// The sessions of the console, when `given` is the API's token.
-    pub(super) fn sessions(&self, given: &str) -> Option<&Sessions> {
-        self.token.as_ref().is_some_and(|token| token.is(given)).then_some(&self.sessions)
+    /// Whether a session of the console goes on for whoever asks.
+    fn knows(&self, request: &Request) -> bool {
+        self.sessions.holds(request.headers(), address(request.extensions()))
+    }
+
+    /// Whether `given` is the API's token.
+    pub(super) fn is_token(&self, given: &str) -> bool {
+        self.token.as_ref().is_some_and(|token| token.is(given))
+    }
+
+    /// Those who are signed in to the console.
+    pub(super) const fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// Whether callers need a token.
@@ -107,6 +125,11 @@ impl Guard {
             .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
             .log(log))
     }
+}
+
+/// Where a request came from; none on the Unix socket.
+pub(super) fn address(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<Peer>().and_then(|peer| peer.0)
 }
 
 /// Whether `path` is that of a function URL.
@@ -155,7 +178,7 @@ mod tests {
 
     fn guard(listen: &str, token: Option<&str>) -> Guard {
         let gateway = GatewayName::parse("press-hall-3").unwrap();
-        Guard::new(listen.parse().unwrap(), &gateway, token, Clock::held_at(0))
+        Guard::new(listen.parse().unwrap(), &gateway, token, &Limits::default(), Clock::held_at(0))
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod client;
 pub(crate) mod cloudevents;
 mod console;
+mod cookies;
 pub mod dead_letters;
 mod deployments;
 mod error;
@@ -143,7 +144,7 @@ impl Api {
             let failed = |source| ApiStartError::Tcp { address: listen, source };
             let tcp = TcpListener::bind(listen).await.map_err(failed)?;
             let bound = tcp.local_addr().map_err(failed)?;
-            let guard = Arc::new(guard::Guard::new(bound, &options.gateway, options.token.as_deref(), clock));
+            let guard = Arc::new(guard::Guard::new(bound, &options.gateway, options.token.as_deref(), &limits, clock));
             server.serve(tcp, router.layer(middleware::from_fn_with_state(guard, guard::guard)));
             address = Some(bound);
         }

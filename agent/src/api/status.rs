@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::DeploymentStatus;
-use crate::metrics::{FunctionMetrics, Histogram};
+use crate::metrics::{FunctionMetrics, Histogram, HistogramCounts};
 use crate::name::{BrokerName, FunctionName, GatewayName, ModelName, StreamName};
 use crate::trigger::source::SourceStatus;
 use crate::uplink::UplinkStatus;
@@ -163,12 +163,14 @@ pub struct Latency {
 
 impl From<&Histogram> for Latency {
     fn from(histogram: &Histogram) -> Self {
+        Self::from(&histogram.counts())
+    }
+}
+
+impl From<&HistogramCounts> for Latency {
+    fn from(counts: &HistogramCounts) -> Self {
         let us = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        Self {
-            count: histogram.count(),
-            p50_us: histogram.quantile(0.5).map(us),
-            p99_us: histogram.quantile(0.99).map(us),
-        }
+        Self { count: counts.total(), p50_us: counts.quantile(0.5).map(us), p99_us: counts.quantile(0.99).map(us) }
     }
 }
 

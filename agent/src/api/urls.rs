@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Shared;
-use super::console::session::COOKIE_NAME;
+use super::cookies;
 use super::error::ApiError;
 use super::guard::Guard;
 use super::invocations::INVOCATION;
@@ -50,6 +50,7 @@ pub(super) async fn serve(State(shared): Agent, request: Request) -> Response {
     let mut response = answered.await.unwrap_or_else(IntoResponse::into_response);
     url.metrics.url_answered(response.status().as_u16());
     let headers = response.headers_mut();
+    cookies::confine(headers, parts.uri.path());
     headers.append(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(SANDBOX));
     if let Some(cors) = &url.trigger.cors {
         allow(cors, &parts.headers, headers);
@@ -201,18 +202,9 @@ fn written(answer: http::Answer) -> Result<Response, String> {
             HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("`{name}` is not the name of a header"))?;
         let value = HeaderValue::from_bytes(value.as_bytes())
             .map_err(|_| format!("the value of `{name}` has a line break in it"))?;
-        if is_of_the_console(&known, &value) {
-            continue;
-        }
         response.headers_mut().try_append(known, value).map_err(|_| "it has too many headers".to_owned())?;
     }
     Ok(response)
-}
-
-/// Whether a header would sign people out of the console, which has the same address.
-fn is_of_the_console(name: &HeaderName, value: &HeaderValue) -> bool {
-    let is_its_cookie = || value.as_bytes().trim_ascii_start().starts_with(COOKIE_NAME.as_bytes());
-    name == "clear-site-data" || (name == header::SET_COOKIE && is_its_cookie())
 }
 
 // What a stranger is told does not say how the gateway is built; its log does.
@@ -264,19 +256,4 @@ fn wrong_method(parts: &Parts, methods: &[Method]) -> ApiError {
 
 fn nothing(parts: &Parts) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, format!("there is no function URL `{}`", parts.uri.path()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_function_cannot_sign_people_out_of_the_console() {
-        let answer = |headers: &[(&str, &str)]| {
-            let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-            written(http::Answer { status: 200, headers, body: bytes::Bytes::new() }).unwrap().headers().len()
-        };
-        assert_eq!(answer(&[("set-cookie", "tidegate-console=x; Path=/console/"), ("Clear-Site-Data", "\"*\"")]), 0);
-        assert_eq!(answer(&[("set-cookie", "cart=7"), ("set-cookie", "seen=tidegate-console")]), 2);
-    }
 }

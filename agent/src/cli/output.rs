@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
-use crate::readable::printable_lines;
+use crate::readable::printable;
 pub(super) use crate::readable::{size, time};
 use crate::telemetry::LogRecord;
+
+/// What a terminal may obey of texts with several lines.
+const PLAIN: [char; 2] = ['\t', '\n'];
 
 /// The result of a command, on stdout.
 #[derive(Debug, Default)]
@@ -69,7 +72,7 @@ impl Output {
 /// What of `bytes` goes to stdout: a terminal must not obey what a payload says.
 pub(super) fn shown(bytes: &[u8]) -> Cow<'_, [u8]> {
     if io::stdout().is_terminal() {
-        printable_lines(&String::from_utf8_lossy(bytes)).into_bytes().into()
+        printable(&String::from_utf8_lossy(bytes), &PLAIN).into_bytes().into()
     } else {
         bytes.into()
     }
@@ -82,7 +85,7 @@ pub(super) struct Errors;
 impl Errors {
     /// One line. When stderr is closed there is nobody to tell.
     pub(super) fn line(text: &str) {
-        let shown = if io::stderr().is_terminal() { printable_lines(text).into() } else { Cow::Borrowed(text) };
+        let shown = if io::stderr().is_terminal() { printable(text, &PLAIN).into() } else { Cow::Borrowed(text) };
         let _ = writeln!(io::stderr().lock(), "{shown}");
     }
 

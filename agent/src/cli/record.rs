@@ -30,7 +30,7 @@ pub(super) struct RecordArgs {
     /// End after so many events
     #[arg(long, value_name = "N")]
     events: Option<u64>,
-    /// Keep so much: of a file the newest, of stdout the first
+    /// Keep so much: of a file the newest, of stdout the first; when it ends, a file takes its room twice for a moment
     #[arg(long, value_name = "SIZE", value_parser = ByteSize::parse, default_value = "64 MiB")]
     max_bytes: ByteSize,
     #[command(flatten)]
@@ -142,10 +142,17 @@ impl Tape<'_> {
         let Self { args, file, ring, events, bytes, missed, failed, is_done, .. } = self;
         let is_begun = ring.is_some() || events > 0;
         let kept = match (ring, file) {
-            (Some(ring), Some(file)) => ring.finish().map_err(|error| {
-                let what = format!("cannot finish `{}`", file.display());
-                Failure::failed(what, put_together(&ring::part_of(file))).caused_by(error)
-            })?,
+            (Some(ring), Some(file)) => {
+                let part = ring::part_of(file);
+                let kept = ring.finish().map_err(|error| {
+                    let what = format!("cannot finish `{}`", file.display());
+                    Failure::failed(what, put_together(&part)).caused_by(error)
+                })?;
+                if part.exists() {
+                    Errors::line(&format!("`{}` cannot be removed, and is of no use any more", part.display()));
+                }
+                kept
+            }
             _ => Kept { events, bytes, dropped: 0 },
         };
         let cause = match ended {

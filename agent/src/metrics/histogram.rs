@@ -23,6 +23,14 @@ const BOUNDS: [u64; LEN] = {
     bounds
 };
 
+fn nanos(took: Duration) -> u64 {
+    took.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(took.subsec_nanos()))
+}
+
+fn bucket(ns: u64) -> usize {
+    BOUNDS.partition_point(|bound| *bound < ns)
+}
+
 /// How long something took, from 1 µs to 1000 s, as counts per bucket.
 pub struct Histogram {
     /// The last one is for what is longer than any bound.
@@ -45,8 +53,8 @@ impl std::fmt::Debug for Histogram {
 impl Histogram {
     /// Counts one duration.
     pub fn observe(&self, took: Duration) {
-        let ns = took.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(took.subsec_nanos()));
-        self.counts[BOUNDS.partition_point(|bound| *bound < ns)].fetch_add(1, Ordering::Relaxed);
+        let ns = nanos(took);
+        self.counts[bucket(ns)].fetch_add(1, Ordering::Relaxed);
         self.sum_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
@@ -97,7 +105,28 @@ impl Histogram {
 #[derive(Clone, PartialEq, Eq)]
 pub struct HistogramCounts([u64; LEN + 1]);
 
+impl Default for HistogramCounts {
+    fn default() -> Self {
+        Self([0; LEN + 1])
+    }
+}
+
 impl HistogramCounts {
+    /// Counts one duration.
+    pub(super) fn count(&mut self, took: Duration) {
+        self.0[bucket(nanos(took))] += 1;
+    }
+
+    /// Counts what `other` counted.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(count, other)| *count += other);
+    }
+
+    /// How many were counted.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
     /// What was counted after `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
@@ -106,7 +135,7 @@ impl HistogramCounts {
 
     /// As [`Histogram::quantile`].
     pub fn quantile(&self, q: f64) -> Option<Duration> {
-        let total = self.0.iter().sum::<u64>();
+        let total = self.total();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -125,7 +154,7 @@ impl HistogramCounts {
 
 impl std::fmt::Debug for HistogramCounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} counted", self.0.iter().sum::<u64>())
+        write!(f, "{} counted", self.total())
     }
 }
 

@@ -113,43 +113,37 @@ impl Ring {
         self.kept
     }
 
-    /// Makes the file of it, which is there whole or not at all, and is written over none. Where there is more than one segment that takes
-    /// the room of all of them once more.
+    /// Makes the file of it, which is there whole or not at all, and is written over none. That takes the room of all segments once more. Once the
+    /// file is there a folder that cannot be removed stays, and is of no use any more.
     ///
     /// # Errors
-    /// When the disk, or a file that came meanwhile, is in the way; then the segments stay.
+    /// When the disk, or a file that came meanwhile, is in the way; then the segments stay, and there is no file.
     pub fn finish(self) -> io::Result<Kept> {
-        let whole = match (self.segments.len(), self.segments.front()) {
-            (1, Some(only)) => only.path.clone(),
-            _ => self.put_together()?,
-        };
-        File::open(&whole)?.sync_all()?;
-        rename_to_new(&whole, &self.file)?;
-        fs::remove_dir_all(&self.folder)?;
+        let whole = self.put_together()?;
+        rename_to_new(&whole, &self.file).inspect_err(|_| drop(fs::remove_file(&whole)))?;
+        let _ = fs::remove_dir_all(&self.folder);
         Ok(self.kept)
     }
 
-    /// A copy of all segments, which stay until it is the file: so that a kill leaves each line once behind, and not hidden.
+    /// A copy of all segments, on disk. They stay until it is the file: so that a kill leaves each line once behind, and not hidden.
     fn put_together(&self) -> io::Result<PathBuf> {
         let path = self.folder.join(HIDDEN);
         let copied = || {
             let mut whole = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
             let mut each = self.segments.iter();
-            each.try_for_each(|segment| io::copy(&mut File::open(&segment.path)?, &mut whole).map(drop))
+            each.try_for_each(|segment| io::copy(&mut File::open(&segment.path)?, &mut whole).map(drop))?;
+            whole.sync_all()
         };
         copied().inspect_err(|_| drop(fs::remove_file(&path)))?;
         Ok(path)
     }
 }
 
-/// Renames a file, unless there is one of the new name.
+/// Renames a file of the ring's folder, unless there is one of the new name.
 fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Some file systems, such as NFS, have only links to do so.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)
-        }
+        // Some file systems, such as NFS, have only links to do so; the old name goes with its folder.
+        Err(Errno::INVAL | Errno::NOSYS) => fs::hard_link(from, to),
         renamed => Ok(renamed?),
     }
 }
@@ -230,6 +224,21 @@ mod tests {
         let whole = ring.put_together().unwrap();
         assert_eq!(fs::read_to_string(whole).unwrap(), before);
         assert_eq!(left(folder.path()), before);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_fails_no_recording_that_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("events.jsonl");
+        let mut ring = Ring::create(&file, 400).unwrap();
+        (0..20).for_each(|n| ring.write(&format!("{n:09}"), 1).unwrap());
+        let before = left(folder.path());
+        // The system removes no folder by that name.
+        ring.folder.push(".");
+        let part = ring.folder.clone();
+        ring.finish().unwrap();
+        assert!(part.exists());
+        assert_eq!(fs::read_to_string(&file).unwrap(), before);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::layer::LogLayer;
 pub use self::otlp::Exporter;
-pub use self::recent::{RecentRun, RecentRuns};
+pub use self::recent::{RecentLatency, RecentRun, RecentRuns};
 pub use self::record::LogRecord;
 pub use self::ring::{Follower, LogRing};
 pub use self::trace::{Invocation, TraceParent, Tracer};

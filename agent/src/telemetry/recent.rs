@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::event::BY_HAND;
 use crate::invocation::Outcome;
 use crate::limits::Limits;
+use crate::metrics::{HistogramCounts, MovingHistogram};
 
 /// One run that is over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +106,17 @@ const fn succeeded(run: &Invocation<'_>) -> bool {
     matches!(run.outcome, Outcome::Succeeded(_))
 }
 
+/// How long the parts of a function's runs took of late.
+#[derive(Clone, Debug, Default)]
+pub struct RecentLatency {
+    /// Waiting in the queue.
+    pub queue: HistogramCounts,
+    /// In the handler, inference included.
+    pub handler: HistogramCounts,
+    /// Making its effects safe.
+    pub commit: HistogramCounts,
+}
+
 /// The last runs of one function. Of those that succeed a few in each second are kept, so that a busy function pays for no more
 /// than a look at the time, and what is shown stays long enough to be looked at.
 #[derive(Debug, Default)]
@@ -115,12 +127,21 @@ struct Kept {
     succeeded: VecDeque<RecentRun>,
     failed: VecDeque<RecentRun>,
     succeeded_at: Option<Instant>,
+    queue: MovingHistogram,
+    handler: MovingHistogram,
+    commit: MovingHistogram,
 }
 
 impl RecentRuns {
     /// Keeps a run that ended `at`, which is now.
     pub(crate) fn record(&self, run: &Invocation<'_>, at: Instant, clock: &Clock, limits: &Limits) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(run.outcome, Outcome::Unavailable(_)) {
+            let window = limits.recent_window.0;
+            kept.queue.observe(run.queued, at, window);
+            kept.handler.observe(run.timings.handler, at, window);
+            run.commit.into_iter().for_each(|took| kept.commit.observe(took, at, window));
+        }
         let runs = if succeeded(run) {
             let is_soon = |last| at.saturating_duration_since(last) < limits.recent_runs_every.0;
             // Who sends an event by hand wants to see what came of it.
@@ -136,6 +157,13 @@ impl RecentRuns {
             runs.pop_front();
         }
         runs.push_back(RecentRun::of(run, clock.now_ms(), limits.recent_text_bytes_max));
+    }
+
+    /// How long they took in the `window` until `now`, also those that are not kept.
+    pub fn latency(&self, now: Instant, window: Duration) -> RecentLatency {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = |of: &MovingHistogram| of.counts(now, window);
+        RecentLatency { queue: counts(&kept.queue), handler: counts(&kept.handler), commit: counts(&kept.commit) }
     }
 
     /// All that are kept, the newest first.
@@ -191,6 +219,21 @@ mod tests {
         let last = runs.newest_first().pop().unwrap();
         assert_eq!(last.reason.as_deref(), Some("rejected the event: no"));
         assert_eq!((last.started_ms, last.total_us()), (997, 3_000));
+    }
+
+    #[test]
+    fn all_runs_of_late_count_for_the_latency() {
+        let (runs, start) = (RecentRuns::default(), Clock::held_at(0).instant());
+        let limits = Limits { recent_window: Span(Duration::from_secs(60)), ..Limits::default() };
+        let unavailable = Outcome::Unavailable("no memory".to_owned());
+        for outcome in [Outcome::Succeeded(bytes::Bytes::new()), Outcome::Rejected("no".to_owned()), unavailable] {
+            (0..50).for_each(|_| record(&runs, "a", &outcome, start, &limits));
+        }
+        let after = |seconds| runs.latency(start + Duration::from_secs(seconds), Duration::from_secs(60));
+        let latency = after(59);
+        assert_eq!([latency.queue.total(), latency.handler.total(), latency.commit.total()], [100, 100, 0]);
+        assert_eq!(latency.handler.quantile(0.5), Some(Duration::from_millis(2)));
+        assert_eq!(after(60).handler.total(), 0);
     }
 
     #[test]

@@ -76,8 +76,12 @@ impl LogRecord {
 
     /// As one line for people, in local time, without the line's end.
     pub fn text(&self, colour: bool) -> String {
-        let paint =
-            |code: &str, text: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+        // Functions and gateways may say anything, also in names and times; a terminal must not obey it.
+        let shown = |text: &str| printable(text, &['\t']);
+        let paint = |code: &str, text: &str| {
+            let text = shown(text);
+            if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text }
+        };
         let (code, level) = match self.level.as_str() {
             "error" => ("31", "ERROR"),
             "warn" => ("33", " WARN"),
@@ -90,14 +94,13 @@ impl LogRecord {
         if let (true, Some(function)) = (said_by_function, self.function()) {
             let _ = write!(line, " {}", paint("36", function));
         }
-        // What a function says may hold anything; a terminal must not obey it.
-        let _ = write!(line, " {}", printable(&self.message));
+        let _ = write!(line, " {}", shown(&self.message));
         for (name, value) in &self.fields {
             if said_by_function && (name == "function" || name == "invocation") {
                 continue;
             }
-            let value = value.as_str().map_or_else(|| value.to_string(), printable);
-            let _ = write!(line, " {}{value}", paint("2", &format!("{name}=")));
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let _ = write!(line, " {}{}", paint("2", &format!("{name}=")), shown(&value));
         }
         line
     }
@@ -212,5 +215,20 @@ mod tests {
     fn what_a_function_says_cannot_command_the_terminal() {
         let text = record().text(false);
         assert!(text.ends_with(r" WARN fahrenheit hot\u{1b}[2Jand\nbad n=3"), "{text}");
+    }
+
+    /// A gateway that was broken into sends such to the control plane, and `fleet logs` shows it.
+    #[test]
+    fn no_part_of_a_record_can_command_the_terminal() {
+        let clear = "\x1b[2J\u{9b}2J";
+        let fields = serde_json::json!({ "function": clear, clear: clear, "list": [clear], "map": { clear: null } });
+        let fields = fields.as_object().unwrap().clone();
+        let texts = [clear; 4].map(str::to_owned);
+        for said_by in [FUNCTION_TARGET, clear] {
+            let [time, level, target, message] = texts.clone();
+            let target = if said_by == clear { target } else { said_by.to_owned() };
+            let text = LogRecord { time, level, target, message, fields: fields.clone() }.text(false);
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+        }
     }
 }

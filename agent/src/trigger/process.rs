@@ -107,7 +107,7 @@ async fn hear(mut stdout: impl AsyncRead + Unpin, outlet: &Outlet) {
 
 async fn emit(line: Line, outlet: &Outlet) {
     match line {
-        Line::Whole(data) => outlet.tell(Observed { kind: KIND, data, ..Observed::default() }).await,
+        Line::Whole(data) => drop(outlet.tell(Observed { kind: KIND, data, ..Observed::default() }).await),
         Line::TooLong => outlet.count(&format!("a line is longer than {} bytes, and left out", outlet.line_bytes_max)),
     }
 }

@@ -46,6 +46,8 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 const NO_ROOM: Duration = Duration::from_millis(20);
 /// How long a source may take to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
+/// What became of an event of which nobody says so.
+const ABANDONED: &str = "it was abandoned";
 /// What each event under way counts beside its payload.
 const EVENT_BYTES: usize = 1 << 10;
 
@@ -275,6 +277,20 @@ struct Wanted {
 pub(super) struct Handed(VecDeque<oneshot::Receiver<Result<(), NotKept>>>);
 
 impl Handed {
+    /// Why something of it is not kept, as far as is known now. Forgets all that is known.
+    #[cfg_attr(not(feature = "modbus"), expect(dead_code, reason = "no other kind asks"))]
+    pub(super) fn failure(&mut self) -> Option<NotKept> {
+        let mut failure = None;
+        self.0.retain_mut(|waiting| match waiting.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            result => {
+                failure = result.unwrap_or_else(|_| Err(NotKept::from(ABANDONED))).err().or(failure.take());
+                false
+            }
+        });
+        failure
+    }
+
     /// Adds what was handed on with it.
     pub(super) fn add(&mut self, other: Self) {
         self.0.extend(other.0);
@@ -285,7 +301,7 @@ impl Handed {
         while let Some(waiting) = self.0.front_mut() {
             let result = waiting.await;
             self.0.pop_front();
-            result.unwrap_or_else(|_| Err(NotKept::from("it was abandoned")))?;
+            result.unwrap_or_else(|_| Err(NotKept::from(ABANDONED)))?;
         }
         Ok(())
     }
@@ -347,9 +363,10 @@ impl Outlet {
         routes.iter().any(|listener| is_for(&listener.trigger.kind))
     }
 
-    /// Hands `observed` to each function, and waits until all have room for it. For sources that cannot hand it on once more.
-    pub(super) async fn tell(&self, observed: Observed) {
-        drop(self.hand(observed, false, |_| true).await);
+    /// Hands `observed` to each function, and waits until all have room for it. For sources that cannot hand it on once more, though they may
+    /// have something newer to tell when it is not kept.
+    pub(super) async fn tell(&self, observed: Observed) -> Handed {
+        self.hand(observed, false, |_| true).await
     }
 
     /// Hands `observed` to each function with a trigger that it is for, and waits until all have room for it.

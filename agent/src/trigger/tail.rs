@@ -154,16 +154,7 @@ impl TailSource {
     /// Follows the file until the source is stopped.
     pub(crate) async fn run(self, outlet: Outlet) {
         let changed = Arc::new(Notify::new());
-        let mut tail = Tail {
-            safe: Place::read(&outlet.state).await,
-            open: None,
-            next: VecDeque::new(),
-            waiting: VecDeque::new(),
-            keep_at: None,
-            begun: false,
-            source: self,
-            outlet,
-        };
+        let mut tail = Tail::new(self, outlet).await;
         let mut watcher = None;
         loop {
             if watcher.is_none() {
@@ -179,12 +170,13 @@ impl TailSource {
                 }
             } else {
                 let (keep_at, room) = (tail.keep_at, tail.waiting.len() < WAITING_MAX);
+                let at_end = tail.at_end.filter(|_| watcher.is_some());
                 let outlet = &tail.outlet;
                 tokio::select! {
                     () = outlet.stopped() => break,
                     result = settled(&mut tail.waiting) => tail.settle(result).await,
                     () = changed.notified(), if room => {}
-                    () = sleep(LOOK), if room => {}
+                    () = is_other(&tail.source.file, at_end), if room => {}
                     () = sleep_until(keep_at.unwrap_or_else(|| outlet.clock.instant())), if keep_at.is_some() => {
                         tail.keep().await;
                     }
@@ -209,6 +201,34 @@ fn watch(file: &Path, changed: &Arc<Notify>) -> Option<notify::RecommendedWatche
     Some(watcher)
 }
 
+/// A file of which nothing more is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct AtEnd {
+    id: (u64, u64),
+    len: u64,
+    modified: (i64, i64),
+    /// Nobody can set that back, as who copies a file over another one does with the time when it was modified.
+    changed: (i64, i64),
+}
+
+impl AtEnd {
+    fn of(file: &std::fs::Metadata) -> Self {
+        let modified = (file.mtime(), file.mtime_nsec());
+        Self { id: id(file), len: file.len(), modified, changed: (file.ctime(), file.ctime_nsec()) }
+    }
+}
+
+/// Waits until the file at `path` may be another than it was. One look is one call of the system, so that a file that rests costs little.
+async fn is_other(path: &Path, at_end: Option<AtEnd>) {
+    loop {
+        sleep(LOOK).await;
+        let now = fs::metadata(path).await.ok();
+        if at_end.is_none() || now.as_ref().map(AtEnd::of) != at_end {
+            return;
+        }
+    }
+}
+
 /// How the oldest line went; never, when there is none.
 async fn settled(waiting: &mut VecDeque<(Place, Handed)>) -> Result<Place, String> {
     match waiting.front_mut() {
@@ -221,6 +241,8 @@ struct Tail {
     source: TailSource,
     outlet: Outlet,
     open: Option<Open>,
+    /// How that was when it had been read to its end.
+    at_end: Option<AtEnd>,
     /// To be read after that.
     next: VecDeque<PathBuf>,
     waiting: VecDeque<(Place, Handed)>,
@@ -232,6 +254,21 @@ struct Tail {
 }
 
 impl Tail {
+    /// Knows what was kept, and has read nothing.
+    async fn new(source: TailSource, outlet: Outlet) -> Self {
+        Self {
+            safe: Place::read(&outlet.state).await,
+            open: None,
+            at_end: None,
+            next: VecDeque::new(),
+            waiting: VecDeque::new(),
+            keep_at: None,
+            begun: false,
+            source,
+            outlet,
+        }
+    }
+
     /// Reads a chunk. Whether there may be more.
     async fn read(&mut self) -> bool {
         match self.try_read().await {
@@ -247,6 +284,7 @@ impl Tail {
     }
 
     async fn try_read(&mut self) -> std::io::Result<bool> {
+        self.at_end = None;
         if self.open.is_none() {
             self.begin().await?;
         }
@@ -278,7 +316,7 @@ impl Tail {
             self.begin_with(&path).await?;
             return Ok(true);
         }
-        let (file, place) = (self.source.file.clone(), open.place());
+        let (file, place, read_to) = (self.source.file.clone(), open.place(), open.read_to);
         // Opened once: the name may stand for another file a moment later.
         let mut now = match File::open(&file).await {
             Ok(now) => now,
@@ -286,7 +324,8 @@ impl Tail {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         };
-        if id(&now.metadata().await?) != place.id {
+        let metadata = now.metadata().await?;
+        if id(&metadata) != place.id {
             self.next = self.after(place).await?.map_or_else(|| [file].into(), |(_, after)| after);
             return Ok(true);
         }
@@ -295,6 +334,8 @@ impl Tail {
             self.begin_with(&file).await?;
             return Ok(true);
         }
+        // It may have grown since then.
+        self.at_end = Some(AtEnd::of(&metadata)).filter(|at_end| at_end.len == read_to);
         Ok(false)
     }
 
@@ -422,4 +463,49 @@ async fn emit(outlet: &Outlet, path: &Path, line: Line) -> Handed {
 
 fn id(metadata: &std::fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+    use std::io::Write as _;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::trigger::source::tests::outlet;
+
+    /// What wakes it up is a change, or one look in ten seconds; no look reads anything.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_rests_is_looked_at_and_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("app.log");
+        fs::write(&file, "one\n").unwrap();
+        let (mut outlet, function) = outlet("tail = { source = \"app\" }", &Metrics::new());
+        let source = TailSource { file: file.clone(), from: From::Start };
+        outlet.line_bytes_max = 100;
+        let mut tail = Tail::new(source, outlet).await;
+        let mut at_end = async || {
+            while tail.read().await {}
+            tail.at_end.expect("it was read to its end")
+        };
+        let rests = async |at_end| timeout(10 * LOOK, is_other(&file, Some(at_end))).await.is_err();
+        let read = at_end().await;
+        assert!(rests(read).await);
+
+        fs::OpenOptions::new().append(true).open(&file).unwrap().write_all(b"two\n").unwrap();
+        assert!(!rests(read).await, "it has grown");
+        let read = at_end().await;
+        assert!(rests(read).await);
+
+        // As large, and as old, as the one before; the system tells times apart by some milliseconds.
+        let modified = fs::metadata(&file).unwrap().modified().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let other = File::options().write(true).open(&file).unwrap();
+        (&other).write_all(b"ONE\nTWO\n").unwrap();
+        other.set_times(FileTimes::new().set_modified(modified)).unwrap();
+        assert!(!rests(read).await, "it says something else");
+        assert_eq!(function.taken().len(), 2);
+    }
 }

@@ -4,20 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::header::{CONTENT_TYPE, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use bytes::Bytes;
 
 use super::pages::{AnswerView, Failure, RunLink, TestEvent, function_page, is_for_htmx, sign_in_page};
-use super::session::Sessions;
 use super::view::payload;
 use super::{ROOT, SIGN_IN, html};
 use crate::api::Shared;
 use crate::api::dead_letters;
 use crate::api::error::ApiError;
-use crate::api::guard::Guard;
+use crate::api::guard::{Guard, address};
 use crate::api::invocations::{event_of, function_named};
 use crate::api::routes::{Agent, body};
 use crate::dispatch::Answer;
@@ -118,20 +117,25 @@ pub(super) async fn discard(State(shared): Agent, Path(id): Path<String>) -> Res
 pub(super) async fn sign_in(
     State(shared): Agent,
     caller: Option<Extension<Arc<Guard>>>,
-    sent: Body,
+    request: Request,
 ) -> Result<Response, Failure> {
     let Some(guard) = caller.filter(|guard| guard.asks()) else { return Ok(Redirect::to(ROOT).into_response()) };
+    let (parts, sent) = request.into_parts();
     let fields = form(&shared, sent, 0).await?;
-    let given = fields.get("token").map(|token| token.trim()).unwrap_or_default();
-    let Some(cookie) = guard.sessions(given).and_then(Sessions::begin) else {
+    if !guard.is_token(fields.get("token").map(|token| token.trim()).unwrap_or_default()) {
         tracing::warn!("somebody tried to sign in to the console with a wrong token");
         return Ok(sign_in_page(true));
-    };
-    Ok(([(SET_COOKIE, cookie)], Redirect::to(ROOT)).into_response())
+    }
+    let mut response = Redirect::to(ROOT).into_response();
+    response
+        .headers_mut()
+        .extend(guard.sessions().begin(address(&parts.extensions)).map(|cookie| (SET_COOKIE, cookie)));
+    Ok(response)
 }
 
-pub(super) async fn sign_out() -> Response {
+pub(super) async fn sign_out(caller: Option<Extension<Arc<Guard>>>, headers: HeaderMap) -> Response {
     let mut response = Redirect::to(SIGN_IN).into_response();
-    response.headers_mut().extend(Sessions::end().map(|cookie| (SET_COOKIE, cookie)));
+    let forgotten = caller.and_then(|guard| guard.sessions().end(&headers));
+    response.headers_mut().extend(forgotten.map(|cookie| (SET_COOKIE, cookie)));
     response
 }

@@ -10,7 +10,7 @@ mod actions;
 mod assets;
 mod pages;
 mod rates;
-pub(super) mod session;
+mod session;
 mod view;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,10 +39,9 @@ const ASSETS: &str = "/console/assets/";
 const HX_REQUEST: HeaderName = HeaderName::from_static("hx-request");
 /// Where htmx then goes.
 const HX_REDIRECT: HeaderName = HeaderName::from_static("hx-redirect");
-/// Nothing but what comes from here; no inline scripts or styles. A second wall behind the
-/// escaping, with a gap: what a function URL returns is from here too.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
-     form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+/// Nothing but what comes from here, and no scripts or styles: a page says itself which are its own. A second wall behind the escaping.
+const POLICY: &str = "default-src 'none'; img-src 'self' data:; connect-src 'self'; form-action 'self'; \
+     frame-ancestors 'none'; base-uri 'none'";
 
 /// What the console keeps between two looks.
 pub(crate) struct State {
@@ -142,7 +141,6 @@ fn is_own(uri: &Uri, headers: &HeaderMap) -> bool {
 fn harden(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let said = [
-        (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         // A page without a referrer would send its forms without an origin.
         (REFERRER_POLICY, "same-origin"),
@@ -150,11 +148,12 @@ fn harden(mut response: Response) -> Response {
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ];
     headers.extend(said.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(POLICY));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
-/// A page, or why there is none.
+/// A page or a part of one, or why there is none.
 fn html(status: StatusCode, page: &impl askama::Template) -> Response {
     match page.render() {
         Ok(text) => (status, [(CONTENT_TYPE, "text/html; charset=utf-8")], text).into_response(),

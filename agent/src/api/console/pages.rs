@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::extract::{Extension, Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::header::CONTENT_SECURITY_POLICY;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 
@@ -12,7 +13,7 @@ use super::view::{
     Figure, FunctionRow, LetterRow, LogRow, ModelRow, Origin, Phase, RunRow, StreamRow, Waterfall, figures, models,
     origins, payload, phases,
 };
-use super::{ROOT, assets, html, view};
+use super::{POLICY, ROOT, assets, html, view};
 use crate::api::Shared;
 use crate::api::dead_letters;
 use crate::api::error::{ApiError, ErrorBody};
@@ -23,7 +24,7 @@ use crate::api::status::{FunctionStatus, Status};
 use crate::dispatch::StoredLetter;
 use crate::name::FunctionName;
 use crate::readable::duration;
-use crate::telemetry::RecentRun;
+use crate::telemetry::{RecentLatency, RecentRun};
 
 /// Runs that failed, on the first page.
 const FAILURES: usize = 8;
@@ -31,8 +32,8 @@ const FAILURES: usize = 8;
 const RUNS: usize = 12;
 /// Dead letters on one page.
 const LETTERS: usize = 50;
-/// Log lines on one page.
-const LINES: usize = 200;
+/// Log lines on one page: a few screens, all of which may be others a second later.
+const LINES: usize = 100;
 
 /// Who asks, as the guard of the listener knows; none on the Unix socket.
 type Caller = Option<Extension<Arc<Guard>>>;
@@ -47,6 +48,8 @@ pub(super) struct Frame {
     is_live: bool,
     acts: bool,
     signs_out: bool,
+    /// Says which scripts and styles are the page's own: nobody can know it before.
+    nonce: String,
 }
 
 impl Frame {
@@ -58,17 +61,34 @@ impl Frame {
             is_live: true,
             acts: shared.console.acts(),
             signs_out: caller.as_ref().is_some_and(|guard| guard.asks()),
+            ..Self::bare("")
         }
     }
 
     /// Of a page that says something once.
     fn bare(title: &str) -> Self {
-        let title = title.to_owned();
-        Self { title, gateway: String::new(), tab: "", is_live: false, acts: false, signs_out: false }
+        Self {
+            title: title.to_owned(),
+            gateway: String::new(),
+            tab: "",
+            is_live: false,
+            acts: false,
+            signs_out: false,
+            nonce: uuid::Uuid::new_v4().simple().to_string(),
+        }
     }
 
     fn still(self) -> Self {
         Self { is_live: false, ..self }
+    }
+
+    /// The `page` that has this around it. Its scripts and styles are those that bear its nonce and no others: not what is inline, nor
+    /// what a function URL returns, though that is from here too.
+    fn show(&self, status: StatusCode, page: &impl Template) -> Response {
+        let (mut response, nonce) = (html(status, page), &self.nonce);
+        let policy = HeaderValue::from_str(&format!("{POLICY}; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"));
+        response.headers_mut().extend(policy.ok().map(|policy| (CONTENT_SECURITY_POLICY, policy)));
+        response
     }
 }
 
@@ -77,6 +97,17 @@ fn look(shared: &Shared) -> Status {
     let status = shared.agent.status();
     shared.console.rates().look(view::counts(&status), shared.clock.instant());
     status
+}
+
+/// How far back the latencies go.
+fn window(shared: &Shared) -> String {
+    format!("{} minutes", shared.limits.recent_window.0.as_secs() / 60)
+}
+
+/// How long the function's runs took of late.
+fn recent_latency(shared: &Shared, function: &FunctionName) -> RecentLatency {
+    let (now, window) = (shared.clock.instant(), shared.limits.recent_window.0);
+    shared.agent.metrics().known(function).map(|numbers| numbers.recent.latency(now, window)).unwrap_or_default()
 }
 
 /// The runs of all functions that are kept, the newest first.
@@ -100,6 +131,8 @@ struct Overview {
     uptime: String,
     deployment: Option<String>,
     figures: Vec<Figure>,
+    /// How far back latencies go.
+    window: String,
     functions: Vec<FunctionRow>,
     unclaimed: Vec<(String, u64)>,
     origins: Vec<Origin>,
@@ -114,6 +147,7 @@ pub(super) async fn overview(State(shared): Agent, caller: Caller) -> Response {
     let runs = runs(&shared, &status);
     let failures = runs.iter().filter(|(_, run)| run.reason.is_some()).take(FAILURES);
     let rates = shared.console.rates();
+    let row = |function: &FunctionStatus| FunctionRow::of(function, &recent_latency(&shared, &function.name), &rates);
     let active = status.deployment.as_ref().map(|deployment| {
         deployment
             .active
@@ -127,7 +161,8 @@ pub(super) async fn overview(State(shared): Agent, caller: Caller) -> Response {
         uptime: duration(std::time::Duration::from_millis(status.uptime_ms)),
         deployment: active,
         figures: figures(&status, &rates),
-        functions: status.functions.iter().map(|function| FunctionRow::of(function, &rates)).collect(),
+        window: window(&shared),
+        functions: status.functions.iter().map(row).collect(),
         unclaimed: status.unclaimed.iter().map(|gone| (gone.function.to_string(), gone.events)).collect(),
         origins: origins(&status, &rates),
         streams: status.streams.iter().map(|stream| StreamRow::of(stream, &rates)).collect(),
@@ -135,7 +170,7 @@ pub(super) async fn overview(State(shared): Agent, caller: Caller) -> Response {
         failures: failures.map(|(function, run)| RunRow::of(function.as_str(), run)).collect(),
     };
     drop(rates);
-    html(StatusCode::OK, &page)
+    page.frame.show(StatusCode::OK, &page)
 }
 
 /// What came of a test event.
@@ -162,13 +197,15 @@ pub(super) struct RunLink {
 struct FunctionPage {
     frame: Frame,
     row: FunctionRow,
+    /// How far back latencies go.
+    window: String,
     digest: String,
     received: u64,
     outcomes: Vec<(String, u64)>,
     retries: u64,
     cold_starts: u64,
     dead_letters: u64,
-    phases: Vec<Phase>,
+    phases: [Phase; 3],
     runs: Vec<RunRow>,
     subject: String,
     payload: String,
@@ -202,24 +239,25 @@ pub(super) fn function_page(
     let name = function_named(shared, name)?;
     let status = look(shared);
     let function = function_of(&status, &name)?;
-    let numbers = &function.numbers;
+    let (numbers, recent) = (&function.numbers, recent_latency(shared, &name));
     let kept = shared.agent.metrics().known(&name).map(|numbers| numbers.recent.newest_first()).unwrap_or_default();
     let page = FunctionPage {
         frame: Frame::new(shared, caller, &status, "", name.to_string()),
-        row: FunctionRow::of(function, &shared.console.rates()),
+        row: FunctionRow::of(function, &recent, &shared.console.rates()),
+        window: window(shared),
         digest: function.digest.clone(),
         received: numbers.received,
         outcomes: numbers.invocations.iter().map(|(outcome, n)| (outcome.clone(), *n)).collect(),
         retries: numbers.retries,
         cold_starts: numbers.cold_starts,
         dead_letters: numbers.dead_letters,
-        phases: phases(function),
+        phases: phases(&recent),
         runs: kept.iter().take(RUNS).map(|run| RunRow::of(name.as_str(), run)).collect(),
         subject: test.subject,
         payload: test.payload,
         answer,
     };
-    Ok(html(StatusCode::OK, &page))
+    Ok(page.frame.show(StatusCode::OK, &page))
 }
 
 fn function_of<'a>(status: &'a Status, name: &FunctionName) -> Result<&'a FunctionStatus, ApiError> {
@@ -262,7 +300,7 @@ pub(super) async fn trace(
         falls: all.iter().map(|(function, run)| Waterfall::of(function.as_str(), run, began_ms)).collect(),
         run: run.clone(),
     };
-    Ok(html(StatusCode::OK, &page))
+    Ok(page.frame.show(StatusCode::OK, &page))
 }
 
 #[derive(Deserialize, Default)]
@@ -294,7 +332,7 @@ pub(super) async fn letters(State(shared): Agent, caller: Caller, uri: Uri) -> R
         letters: page.letters.iter().map(|stored| dead_letters::Summary::from(stored).into()).collect(),
         next: page.next,
     };
-    Ok(html(StatusCode::OK, &page))
+    Ok(page.frame.show(StatusCode::OK, &page))
 }
 
 #[derive(Template)]
@@ -315,7 +353,7 @@ pub(super) async fn letter(State(shared): Agent, caller: Caller, Path(id): Path<
         payload: payload(stored.letter.data()),
         letter: dead_letters::Summary::from(&stored).into(),
     };
-    Ok(html(StatusCode::OK, &page))
+    Ok(page.frame.show(StatusCode::OK, &page))
 }
 
 #[derive(Deserialize, Default)]
@@ -358,7 +396,7 @@ pub(super) async fn log(State(shared): Agent, caller: Caller, uri: Uri) -> Respo
         function: query.function,
         level: query.level,
     };
-    html(StatusCode::OK, &page)
+    page.frame.show(StatusCode::OK, &page)
 }
 
 #[derive(Template)]
@@ -378,7 +416,8 @@ pub(super) async fn sign_in(caller: Caller) -> Response {
 /// The form; `is_wrong` after a token that was not the right one.
 pub(super) fn sign_in_page(is_wrong: bool) -> Response {
     let status = if is_wrong { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
-    html(status, &SignIn { frame: Frame::bare("Sign in"), is_wrong })
+    let page = SignIn { frame: Frame::bare("Sign in"), is_wrong };
+    page.frame.show(status, &page)
 }
 
 #[derive(Template)]
@@ -393,7 +432,7 @@ struct FailurePage {
 pub(super) fn failure(status: StatusCode, body: ErrorBody) -> Response {
     let title = status.canonical_reason().unwrap_or("Not now");
     let page = FailurePage { frame: Frame::bare(title), error: body.error, hint: body.hint.unwrap_or_default() };
-    html(status, &page)
+    page.frame.show(status, &page)
 }
 
 /// An error of the API as a page.

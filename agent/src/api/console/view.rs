@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::rates::{Key, Rates};
 use crate::api::status::{FunctionStatus, Latency, Status, StreamStatus};
 use crate::readable::{duration, micros, size, time, time_of_day};
-use crate::telemetry::{LogRecord, RecentRun};
+use crate::telemetry::{LogRecord, RecentLatency, RecentRun};
 
 /// What a cell says when there is nothing to say.
 const NOTHING: &str = "–";
@@ -126,9 +126,9 @@ pub(super) struct FunctionRow {
 }
 
 impl FunctionRow {
-    pub(super) fn of(function: &FunctionStatus, rates: &Rates) -> Self {
+    pub(super) fn of(function: &FunctionStatus, recent: &RecentLatency, rates: &Rates) -> Self {
         let key = ("functions", function.name.to_string());
-        let (p50, p99) = latency(&function.numbers.handler);
+        let (p50, p99) = latency(&Latency::from(&recent.handler));
         Self {
             version: function.version.clone(),
             busy: function.busy,
@@ -262,7 +262,7 @@ pub(super) fn models(status: &Status, rates: &Rates) -> Vec<ModelRow> {
     rows.collect()
 }
 
-/// How long each part of an event's way takes.
+/// How long a part of an event's way takes.
 #[derive(Debug)]
 pub(super) struct Phase {
     pub(super) name: &'static str,
@@ -271,14 +271,11 @@ pub(super) struct Phase {
 }
 
 /// The phases of a function's runs.
-pub(super) fn phases(function: &FunctionStatus) -> Vec<Phase> {
-    let numbers = &function.numbers;
-    let phases = [("queue", &numbers.queue), ("handler", &numbers.handler), ("commit", &numbers.commit)];
-    let phase = |(name, of): (_, &Latency)| {
-        let (p50, p99) = latency(of);
+pub(super) fn phases(recent: &RecentLatency) -> [Phase; 3] {
+    [("queue", &recent.queue), ("handler", &recent.handler), ("commit", &recent.commit)].map(|(name, of)| {
+        let (p50, p99) = latency(&Latency::from(of));
         Phase { name, p50, p99 }
-    };
-    phases.map(phase).into()
+    })
 }
 
 /// One run in a list.

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::look::{self, Told, Watch};
-use super::seen::{Seen, Stamp};
+use super::seen::{Known, Seen, Stamp};
 use super::{Change, FileShape, FileSource, From, mounted_at};
 use crate::config::TriggerKind;
 use crate::trigger::shape::s3;
@@ -153,14 +153,18 @@ impl<'a> Folder<'a> {
             if !is_for && !may_be_folder {
                 continue;
             }
-            match self.metadata(name).await {
-                // It came with all that is in it.
-                Ok(Some(metadata)) if may_be_folder && metadata.is_dir() => everything = true,
-                // It may have been one that went so.
-                Ok(None) if may_be_folder && (!is_for || self.seen.knows_some_in(name)) => everything = true,
-                Ok(metadata) if is_for => self.arm(name, metadata.as_ref().and_then(Stamp::of)),
-                Ok(_) => {}
-                Err(_) => everything = true,
+            let Ok(metadata) = self.metadata(name).await else {
+                everything = true;
+                continue;
+            };
+            // One that came has all that is in it, and one that went had.
+            everything |= may_be_folder
+                && match &metadata {
+                    Some(metadata) => metadata.is_dir(),
+                    None => !is_for || self.knows_some_in(name),
+                };
+            if is_for {
+                self.arm(name, metadata.as_ref().and_then(Stamp::of));
             }
         }
         let now = self.outlet.clock.instant();
@@ -175,7 +179,7 @@ impl<'a> Folder<'a> {
     /// Looks at all of the folder.
     async fn look(&mut self) {
         let began = self.outlet.clock.instant();
-        let (source, known, told) = (Arc::clone(&self.source), Arc::clone(self.seen.known()), Arc::clone(&self.told));
+        let (source, known, told) = (Arc::clone(&self.source), self.known(), Arc::clone(&self.told));
         let (mut watch, files_max) = (self.watch.take(), self.outlet.files_max);
         let looked = tokio::task::spawn_blocking(move || {
             let found = look::look(&source, &known, files_max, &told, &mut watch);
@@ -253,6 +257,25 @@ impl<'a> Folder<'a> {
     /// How it was when it was handed on, or dealt with, last.
     fn before(&self, name: &str) -> Option<Stamp> {
         self.handed.get(name).copied().unwrap_or_else(|| self.seen.known().get(name).copied())
+    }
+
+    /// All files, as they were when they were handed on, or dealt with, last.
+    fn known(&self) -> Arc<Known> {
+        let mut known = Arc::clone(self.seen.known());
+        for (name, stamp) in &self.handed {
+            let known = Arc::make_mut(&mut known);
+            match stamp {
+                Some(stamp) => drop(known.insert(Arc::clone(name), *stamp)),
+                None => drop(known.remove(name)),
+            }
+        }
+        known
+    }
+
+    /// Whether one of them is in the folder of that name.
+    fn knows_some_in(&self, name: &str) -> bool {
+        let is_in = |file: &str| file.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
+        self.seen.knows_some_in(name) || self.handed.keys().any(|file| is_in(file))
     }
 
     /// Waits until the file is left alone, when it is otherwise than before.
@@ -526,6 +549,29 @@ mod tests {
         fs::remove_dir_all(dir.path().join("sub")).unwrap();
         assert!(!told(&mut folder, "su", RenameMode::From).await, "nothing was in it");
         assert!(told(&mut folder, "sub", RenameMode::From).await);
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_name_is_a_folder_now_is_gone_also_while_it_is_handled() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outlet, _) = outlet(TRIGGER, &Metrics::new());
+        let mut folder = folder(dir.path(), &outlet).await;
+        let stamp = Some(Stamp { modified_ns: 0, size: 1 });
+        folder.seen.note(&"kept".into(), stamp, outlet.clock.instant());
+        folder.handed = ["handled", "moved/a.csv"].map(|name| (name.into(), stamp)).into();
+        fs::create_dir(dir.path().join("kept")).unwrap();
+        fs::create_dir(dir.path().join("handled")).unwrap();
+        let kind = EventKind::Modify(ModifyKind::Name(RenameMode::Any));
+        let event = ["kept", "handled", "moved"].map(|name| dir.path().join(name)).into_iter();
+        folder.told.hear(Ok(event.fold(notify::Event::new(kind), notify::Event::add_path)));
+        folder.hear().await;
+        let gone = |folder: &Folder<'_>| {
+            let gone = folder.settling.iter().filter(|(_, settling)| settling.stamp.is_none());
+            gone.map(|(name, _)| name.to_string()).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(gone(&folder), ["handled", "kept"].map(str::to_owned).into());
+        folder.look().await;
+        assert_eq!(gone(&folder), ["handled", "kept", "moved/a.csv"].map(str::to_owned).into());
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,7 +33,7 @@ impl Untold {
             over(&mut self.telling).await;
             let Some(next) = self.waiting.pop_front() else { return };
             let outlet = Arc::clone(outlet);
-            self.telling = Some(spawn(async move { outlet.tell(next).await }));
+            self.telling = Some(spawn(async move { drop(outlet.tell(next).await) }));
         }
     }
 }

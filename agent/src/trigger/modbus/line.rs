@@ -42,10 +42,10 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// Whether the device says so each time: it has no such function or address, or does not take such a value.
+    /// Whether the device says so each time: it has no such function or address. A value that it does not take now, as many say while a drive
+    /// runs or a panel is locked, it may take later.
     pub(super) const fn is_for_good(&self) -> bool {
-        use ExceptionCode::{IllegalDataAddress, IllegalDataValue, IllegalFunction};
-        matches!(self, Self::Exception(IllegalFunction | IllegalDataAddress | IllegalDataValue))
+        matches!(self, Self::Exception(ExceptionCode::IllegalFunction | ExceptionCode::IllegalDataAddress))
     }
 }
 
@@ -247,5 +247,19 @@ fn failure(error: Error) -> Failure {
             // The library tells of an end by whichever error happened last.
             _ => Failure::Closed,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_device_never_has_is_refused_for_good() {
+        for code in 1..=11 {
+            let failure = Failure::Exception(ExceptionCode::new(code));
+            assert_eq!(failure.is_for_good(), code <= 2, "{failure}");
+        }
+        assert!(!Failure::Closed.is_for_good());
     }
 }

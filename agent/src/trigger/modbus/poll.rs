@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -94,9 +93,9 @@ impl Poll<'_> {
         let source = self.access.source;
         if source.when == When::Always {
             // The next poll tells what this one does, so that nothing is lost with it.
-            return self.outlet.tell(observed(source, &values)).await;
+            return drop(self.outlet.tell(observed(source, &values)).await);
         }
-        if let Some(Err(why)) = self.under_way.settled().now_or_never() {
+        if let Some(why) = self.under_way.failure() {
             self.outlet.count(&format!("what has changed is told again: {why}"));
             (self.told, self.under_way) = Default::default();
         }
@@ -104,7 +103,8 @@ impl Poll<'_> {
             self.told.get(i).is_none_or(|told| value.differs(told, source.registers[*i].deadband))
         };
         if values.iter().any(is_new) {
-            self.under_way.add(self.outlet.hand_on(observed(source, &values), |_| true).await);
+            // Not kept, it is told again as it is then. So what a filter leaves out need not wait for that, and takes no room from what comes.
+            self.under_way.add(self.outlet.tell(observed(source, &values)).await);
             self.told.append(&mut values);
         }
     }
@@ -206,5 +206,26 @@ mod tests {
         poll_gives(&mut poll, 1).await.unwrap().keep();
         assert!(poll_gives(&mut poll, 1).await.is_none());
         assert!(poll_gives(&mut poll, 2).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_filter_leaves_out_stops_no_polls_and_is_told_again_when_that_before_it_was_not_kept() {
+        let keys = "tcp = \"plc:502\"\nwhen = \"change\"\nregisters = [{ name = \"x\", input = 0 }]";
+        let source: ModbusSource = toml::from_str(keys).unwrap();
+        let trigger = "modbus = { source = \"plc\" }\nonly = { at_most = \"1/h\" }";
+        let (outlet, function) = outlet(trigger, &Metrics::new());
+        let access = Access::new(&source, &outlet.clock);
+        let mut poll = Poll { access: &access, outlet: &outlet, told: BTreeMap::new(), under_way: Handed::default() };
+        // Far more than a source may have under way, while the function is still at the first.
+        for x in 0..10_000 {
+            let told = poll.tell(BTreeMap::from([(0, Value::Unsigned(x))]));
+            tokio::time::timeout(Duration::from_secs(3_600), told).await.unwrap();
+        }
+        let mut taken = function.taken();
+        assert_eq!(taken.len(), 1);
+        taken.remove(0).1.fail("the disk is full");
+        poll.tell(BTreeMap::from([(0, Value::Unsigned(9_999))])).await;
+        let again = function.taken().remove(0).0;
+        assert!(String::from_utf8_lossy(&again.data).contains("9999"), "{again:?}");
     }
 }

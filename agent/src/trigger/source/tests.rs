@@ -75,7 +75,7 @@ const FILTERED: &str = "process = { source = \"radio\" }\nonly = { changed = \"/
 async fn what_a_filter_leaves_out_holds_up_no_source_that_says_it_once() {
     let (outlet, function) = outlet(FILTERED, &Metrics::new());
     for _ in 0..10_000 {
-        timeout(Duration::from_secs(3_600), outlet.tell(says("{\"t\":1}"))).await.unwrap();
+        drop(timeout(Duration::from_secs(3_600), outlet.tell(says("{\"t\":1}"))).await.unwrap());
     }
     assert_eq!(function.taken().len(), 1);
 }
@@ -85,7 +85,7 @@ async fn an_event_counts_once_as_not_compared_however_long_it_waits_for_room() {
     let metrics = Metrics::new();
     let (outlet, function) = outlet(FILTERED, &metrics);
     function.no_room.store(7, Ordering::Relaxed);
-    outlet.tell(says("no JSON")).await;
+    drop(outlet.tell(says("no JSON")).await);
     function.taken().into_iter().for_each(|(_, receipt)| receipt.keep());
     assert_eq!(metrics.function(&FunctionName::parse("f").unwrap()).unfiltered.get(), 1);
 }

@@ -252,7 +252,7 @@ impl SysfsSource {
                     let now = self.level(before, reading.value);
                     crossings.extend((now != before).then_some((file, now, reading)));
                 }
-                Ok(reading) => outlet.tell(observed(KIND, &reading)).await,
+                Ok(reading) => drop(outlet.tell(observed(KIND, &reading)).await),
                 Err(why) if trouble.is_none() => trouble = Some(why),
                 Err(why) => outlet.count(&why),
             }
