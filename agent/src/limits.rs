@@ -135,6 +135,8 @@ pub struct Limits {
     pub log_ring_bytes_max: ByteSize,
     /// Longest log line; what comes beyond is cut.
     pub log_line_bytes_max: ByteSize,
+    /// Longest text, in bytes, by which a function says why it gives up; what comes beyond is cut.
+    pub failure_bytes_max: usize,
     /// How often the same warning is written within a minute; the next says how many were left out.
     pub log_repeats_max: u32,
     /// Invocations whose spans wait for the trace collector: about 2 MB; what comes beyond is dropped and counted.
@@ -234,6 +236,7 @@ impl Default for Limits {
             log_ring_records_max: 2_000,
             log_ring_bytes_max: ByteSize::mib(1),
             log_line_bytes_max: ByteSize(16 << 10),
+            failure_bytes_max: 16 << 10,
             log_repeats_max: 10,
             trace_invocations_max: 1_024,
             recent_runs_max: 32,

@@ -239,19 +239,19 @@ impl HostState {
         }
     }
 
-    /// The outcome of a handler that returned `failure`.
+    /// The outcome of a handler that returned `failure`. What it says is cut: it is kept with the event, beside its payload.
     fn gave_up(&mut self, failure: wit::Failure) -> Outcome {
-        let message = match &failure {
-            wit::Failure::Retry(message) | wit::Failure::Reject(message) => message,
+        let (outcome, mut message): (fn(String) -> Outcome, _) = match failure {
+            wit::Failure::Retry(message) => (Outcome::Retry, message),
+            wit::Failure::Reject(message) => (Outcome::Rejected, message),
         };
+        message.truncate(message.floor_char_boundary(self.limits().failure_bytes_max));
+        message.shrink_to_fit();
         match self.call.fault.take() {
-            Some(Fault::Denied(capability)) => Outcome::Denied { capability, message: message.clone() },
-            Some(Fault::BadOutput(why)) if message.contains(&why) => Outcome::BadOutput(message.clone()),
+            Some(Fault::Denied(capability)) => Outcome::Denied { capability, message },
+            Some(Fault::BadOutput(why)) if message.contains(&why) => Outcome::BadOutput(message),
             Some(Fault::BadOutput(why)) => Outcome::BadOutput(format!("{why} ({message})")),
-            None => match failure {
-                wit::Failure::Retry(message) => Outcome::Retry(message),
-                wit::Failure::Reject(message) => Outcome::Rejected(message),
-            },
+            None => outcome(message),
         }
     }
 }

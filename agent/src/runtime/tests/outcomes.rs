@@ -47,6 +47,14 @@ async fn retry_and_reject_are_told_apart_and_drop_what_was_sent() {
 }
 
 #[tokio::test]
+async fn what_a_function_says_of_why_it_gives_up_is_cut() {
+    let site = Site::new();
+    let body = "(memory.fill (i32.const 2048) (i32.const 97) (i32.const 20000)) (call $fail (i32.const 1) (i32.const 2048) (i32.const 20000))";
+    let rejected = site.run(body, "", "").await;
+    assert_eq!(rejected.outcome, Outcome::Rejected("a".repeat(16 << 10)));
+}
+
+#[tokio::test]
 async fn a_trap_says_what_and_where() {
     let site = Site::new();
     let invoked = site.run("(drop (i32.div_u (i32.const 1) (i32.const 0))) (i32.const 0)", "", "").await;
