@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -96,7 +97,7 @@ impl AgentHandle for Parts {
     }
 
     fn apply(&self, archive: Box<dyn Read + Send>) -> BoxFuture<'_, Result<Applied, ApplyError>> {
-        Box::pin(async move {
+        self.on_network(async move {
             match self.deployer.get() {
                 Some(deployer) => deployer.apply(archive).await,
                 None => Err(ApplyError::Refused {
@@ -159,7 +160,7 @@ impl AgentHandle for Parts {
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>> {
-        Box::pin(async move {
+        self.on_network(async move {
             let config = Config::load(&self.layers().base.file).map_err(|errors| errors.to_string())?;
             let told = self.reconfigure(|layers| layers.base = Arc::new(config)).await;
             let (told, _) = told.map_err(|error| Told::of(&error).text())?;
@@ -168,6 +169,17 @@ impl AgentHandle for Parts {
             }
             Ok(told)
         })
+    }
+}
+
+impl Parts {
+    /// Does `work` as if it were a task of the network's threads: what it starts stays there, whichever threads a call came in by.
+    fn on_network<'a, T>(&'a self, work: impl Future<Output = T> + Send + 'a) -> BoxFuture<'a, T> {
+        let mut work = Box::pin(work);
+        Box::pin(poll_fn(move |context| {
+            let _entered = self.network.enter();
+            work.as_mut().poll(context)
+        }))
     }
 }
 

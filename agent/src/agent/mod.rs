@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -89,6 +90,8 @@ struct Parts {
     journal: Arc<Journal>,
     models: Arc<Models>,
     runtime: Runtime,
+    /// The threads of brokers, sources and timers.
+    network: Handle,
     outlets: Outlets,
     dispatcher: Dispatcher,
     site: Mutex<Site>,
@@ -193,6 +196,7 @@ impl Agent {
             journal,
             models,
             runtime,
+            network: Handle::current(),
             outlets,
             dispatcher,
             site,
@@ -275,6 +279,8 @@ impl Parts {
             console: config.api.console,
         };
         let handle = Arc::clone(self) as Arc<dyn AgentHandle>;
-        Ok(Api::start(options, handle, Arc::clone(&self.limits), self.clock.clone()).await?)
+        let (limits, clock) = (Arc::clone(&self.limits), self.clock.clone());
+        // Who calls a function URL waits for its function: on one thread neither has to wake the other's.
+        Ok(self.runtime.spawn(Api::start(options, handle, limits, clock)).await??)
     }
 }

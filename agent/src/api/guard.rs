@@ -1,21 +1,19 @@
 //! Who may call over TCP. The Unix socket needs none of it: the file system decides who may open that.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 
 use super::console::{self, Sessions};
 use super::error::ApiError;
 use super::server::Peer;
+use super::urls;
 use crate::clock::Clock;
 use crate::limits::Limits;
 use crate::name::GatewayName;
-use crate::trigger::http::{PREFIX, Token};
+use crate::trigger::http::Token;
 
 /// What a request over TCP must bring.
 #[derive(Debug)]
@@ -45,12 +43,12 @@ impl Guard {
 
     /// A page of a stranger that a browser on this machine shows can call loopback: under its own name, when its DNS is
     /// pointed here (so `Host` is looked at), or across origins (so `Origin` is).
-    fn check(&self, request: &Request) -> Result<(), ApiError> {
+    pub(super) fn check(&self, request: &Request) -> Result<(), ApiError> {
         let headers = request.headers();
         if self.hosts.is_some() {
-            let named = request.uri().authority().map(ToString::to_string);
+            let named = request.uri().authority().map(|named| named.as_str());
             let named = named.or_else(|| text(headers.get(HOST)));
-            if !named.as_deref().is_some_and(|named| self.is_ours(named)) {
+            if !named.is_some_and(|named| self.is_ours(named)) {
                 return Err(ApiError::new(
                     StatusCode::MISDIRECTED_REQUEST,
                     "this host name is not one of this gateway's",
@@ -60,12 +58,12 @@ impl Guard {
             }
         }
         // Who else may call a function URL is for its trigger to say.
-        if is_url(request.uri().path()) {
+        if urls::is_at(request.uri().path()) {
             return Ok(());
         }
         let origin = text(headers.get(ORIGIN));
         let foreign = |origin: &str| !origin.split_once("://").is_some_and(|(_, authority)| self.is_ours(authority));
-        if self.hosts.is_some() && origin.as_deref().is_some_and(foreign) {
+        if self.hosts.is_some() && origin.is_some_and(foreign) {
             return Err(ApiError::new(StatusCode::FORBIDDEN, "pages of other sites may not call this gateway")
                 .log(format!("a request from the origin {origin:?} was refused")));
         }
@@ -99,7 +97,12 @@ impl Guard {
 
     /// Whether `authority` is one that loopback goes by.
     pub(super) fn is_ours(&self, authority: &str) -> bool {
-        self.hosts.as_ref().is_some_and(|hosts| host(authority).is_some_and(|host| hosts.contains(&host)))
+        let Some(hosts) = &self.hosts else { return false };
+        let has = |named: &str| hosts.iter().any(|host| host == named);
+        // Most callers write it as it is listed, which needs no reading.
+        let (name, port) = authority.split_once(':').unwrap_or((authority, ""));
+        (port.bytes().all(|digit| digit.is_ascii_digit()) && has(name))
+            || host(authority).is_some_and(|host| has(&host))
     }
 
     /// Whether the token of the API was sent, or `other`; `false` when none is needed.
@@ -109,7 +112,7 @@ impl Guard {
             return Ok(false);
         }
         let given = text(headers.get(AUTHORIZATION));
-        let given = given.as_deref().and_then(|value| value.split_once(' '));
+        let given = given.and_then(|value| value.split_once(' '));
         let given = given.and_then(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer").then_some(token.trim()));
         if given.is_some_and(|given| expected.any(|expected| expected.is(given))) {
             return Ok(true);
@@ -132,27 +135,8 @@ pub(super) fn address(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<Peer>().and_then(|peer| peer.0)
 }
 
-/// Whether `path` is that of a function URL.
-fn is_url(path: &str) -> bool {
-    path.strip_prefix(PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-pub(super) async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
-    match guard.check(&request) {
-        Ok(()) => {
-            let path = request.uri().path();
-            if is_url(path) || console::is_at(path) {
-                request.extensions_mut().insert(guard);
-            }
-            next.run(request).await
-        }
-        Err(error) if console::is_at(request.uri().path()) => console::refused(&request, error),
-        Err(error) => error.into_response(),
-    }
-}
-
-fn text(value: Option<&HeaderValue>) -> Option<String> {
-    value.and_then(|value| value.to_str().ok()).map(ToOwned::to_owned)
+fn text(value: Option<&HeaderValue>) -> Option<&str> {
+    value.and_then(|value| value.to_str().ok())
 }
 
 /// `[::1]:8470` → `::1`, `Localhost` → `localhost`.
@@ -165,6 +149,7 @@ fn host(authority: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
+    use axum::response::IntoResponse as _;
 
     use super::*;
 

@@ -11,6 +11,7 @@ mod console;
 mod cookies;
 pub mod dead_letters;
 mod deployments;
+mod door;
 mod error;
 mod events;
 mod guard;
@@ -30,11 +31,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::middleware;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::door::Door;
 pub use self::error::ErrorBody;
 pub use self::handle::AgentHandle;
 use crate::clock::Clock;
@@ -135,7 +136,7 @@ impl Api {
             stop: stop.clone(),
             console: console::State::new(options.console),
         });
-        let (local, router) = (routes::local(Arc::clone(&shared)), routes::router(shared));
+        let (local, router) = (routes::local(Arc::clone(&shared)), routes::router(Arc::clone(&shared)));
         let server = server::Server::new(&limits, stop.clone(), tasks.clone());
 
         let unix = server::bind_unix(&options.socket).await?;
@@ -145,10 +146,10 @@ impl Api {
             let tcp = TcpListener::bind(listen).await.map_err(failed)?;
             let bound = tcp.local_addr().map_err(failed)?;
             let guard = Arc::new(guard::Guard::new(bound, &options.gateway, options.token.as_deref(), &limits, clock));
-            server.serve(tcp, router.layer(middleware::from_fn_with_state(guard, guard::guard)));
+            server.serve(tcp, Door::new(Some(guard), Arc::clone(&shared), router));
             address = Some(bound);
         }
-        server.serve(unix, local);
+        server.serve(unix, Door::new(None, shared, local));
         Ok(Self { address, socket: options.socket, stop, tasks })
     }
 

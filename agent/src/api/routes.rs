@@ -6,14 +6,14 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::error::ApiError;
-use super::{Shared, console, dead_letters, deployments, events, invocations, recording, urls};
+use super::{Shared, console, dead_letters, deployments, events, invocations, recording};
 use crate::metrics;
 use crate::telemetry::{Follower, LogRecord};
 
@@ -46,9 +46,6 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/dead-letters/{id}/replay", post(dead_letters::replay))
         .route("/v1/events", post(events::post))
         .route("/v1/functions/{function}/invocations", post(invocations::post).get(invocations::recent))
-        .route("/fn", any(urls::serve))
-        .route("/fn/", any(urls::serve))
-        .route("/fn/{*path}", any(urls::serve))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown)
         .with_state(shared)

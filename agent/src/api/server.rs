@@ -1,5 +1,6 @@
 //! Accepts connections, within bounds, and sees them to their end.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -7,12 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::ApiStartError;
+use super::door::Door;
 use crate::limits::Limits;
 
 /// Owner and group.
@@ -98,8 +99,8 @@ impl Server {
     }
 
     /// Accepts from `listener` until the API stops.
-    pub(super) fn serve(&self, listener: impl Accept, router: Router) {
-        let room = Arc::new(Semaphore::new(self.connections_max));
+    pub(super) fn serve(&self, listener: impl Accept, door: Door) {
+        let (door, room) = (Arc::new(door), Arc::new(Semaphore::new(self.connections_max)));
         let (stop, tasks, patience) = (self.stop.clone(), self.tasks.clone(), self.request_max);
         let mut http = http1::Builder::new();
         // Also ends connections that are kept open and not used.
@@ -120,7 +121,7 @@ impl Server {
                         let mut stream = TimeoutStream::new(stream);
                         stream.set_write_timeout(Some(patience));
                         let stream = Box::pin(stream);
-                        let connection = connection(stream, peer, http.clone(), router.clone(), stop.clone());
+                        let connection = connection(stream, peer, http.clone(), Arc::clone(&door), stop.clone());
                         tasks.spawn(async move {
                             connection.await;
                             drop::<OwnedSemaphorePermit>(permit);
@@ -136,14 +137,14 @@ impl Server {
     }
 }
 
-async fn connection<S>(stream: S, peer: Peer, http: http1::Builder, router: Router, stop: CancellationToken)
+async fn connection<S>(stream: S, peer: Peer, http: http1::Builder, door: Arc<Door>, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let router = TowerToHyperService::new(router);
     let serve = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        router.call(request)
+        let door = Arc::clone(&door);
+        async move { Ok::<_, Infallible>(door.answer(request.map(Body::new)).await) }
     });
     let connection = http.serve_connection(TokioIo::new(stream), serve);
     tokio::pin!(connection);

@@ -1,11 +1,12 @@
 //! `/fn/…`: function URLs. Who may call, one invocation, and the answer that its function gave.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Shared;
@@ -13,7 +14,7 @@ use super::cookies;
 use super::error::ApiError;
 use super::guard::Guard;
 use super::invocations::INVOCATION;
-use super::routes::{Agent, body};
+use super::routes::body;
 use super::server::Peer;
 use crate::dispatch::Answer;
 use crate::event::Event;
@@ -26,7 +27,12 @@ use crate::trigger::http::{self, Auth, CorsConfig, Found, FunctionUrl, FunctionU
 /// other functions.
 const SANDBOX: &str = "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts";
 
-pub(super) async fn serve(State(shared): Agent, request: Request) -> Response {
+/// Whether `path` is that of a function URL.
+pub(super) fn is_at(path: &str) -> bool {
+    path.strip_prefix(PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+pub(super) async fn serve(shared: &Shared, request: Request) -> Response {
     let (mut parts, payload) = request.into_parts();
     let urls = shared.agent.function_urls();
     let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default().to_owned();
@@ -41,7 +47,7 @@ pub(super) async fn serve(State(shared): Agent, request: Request) -> Response {
     let answered = async {
         check_page(&url, &parts)?;
         check_caller(&url, &mut parts)?;
-        let event = event_of(&shared, &url, &parts, parameters, path, payload).await?;
+        let event = event_of(shared, &url, &parts, parameters, path, payload).await?;
         // Not before: a body that trickles in keeps nobody else out.
         let _call = Arc::clone(&url.calls).try_acquire_owned().map_err(|_| too_many())?;
         let answer = shared.agent.invoke(&url.function, event).await;
@@ -159,11 +165,11 @@ async fn event_of(
     let payload = body(shared, payload, bytes_max.0).await?;
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let request = http::Request {
-        method: parts.method.to_string(),
-        protocol: format!("{:?}", parts.version),
+        method: parts.method.as_str().to_owned(),
+        protocol: if parts.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" },
         path: if path.is_empty() { "/".to_owned() } else { path },
         query: query.to_owned(),
-        headers: parts.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        headers: parts.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect(),
         parameters,
         client: parts.extensions.get::<Peer>().and_then(|peer| Some(peer.0?.to_string())),
         body: payload,
@@ -200,8 +206,11 @@ fn written(answer: http::Answer) -> Result<Response, String> {
     for (name, value) in answer.headers {
         let known =
             HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("`{name}` is not the name of a header"))?;
-        let value = HeaderValue::from_bytes(value.as_bytes())
-            .map_err(|_| format!("the value of `{name}` has a line break in it"))?;
+        let value = match value {
+            Cow::Borrowed(value) => HeaderValue::try_from(value),
+            Cow::Owned(value) => HeaderValue::try_from(value),
+        };
+        let value = value.map_err(|_| format!("the value of `{name}` has a line break in it"))?;
         response.headers_mut().try_append(known, value).map_err(|_| "it has too many headers".to_owned())?;
     }
     Ok(response)

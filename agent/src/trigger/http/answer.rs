@@ -1,9 +1,14 @@
 //! The answer that becomes of what a function returned.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::{EventShape, lambda};
+
+/// Name and value.
+pub type Header = (Cow<'static, str>, Cow<'static, str>);
 
 /// What the caller gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +16,7 @@ pub struct Answer {
     /// 200 to 599.
     pub status: u16,
     /// As the function wrote them, without those that are between the gateway and its caller.
-    pub headers: Vec<(String, String)>,
+    pub headers: Vec<Header>,
     /// The body.
     pub body: Bytes,
 }
@@ -44,7 +49,7 @@ fn native(body: Bytes) -> Answer {
     };
     // What it is was guessed: a browser must not guess again, and take text for a page with scripts.
     let headers = [("content-type", content_type), ("x-content-type-options", "nosniff")];
-    Answer { status: 200, headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(), body }
+    Answer { status: 200, headers: headers.map(|(name, value)| (name.into(), value.into())).into(), body }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{Answer, HttpTrigger, Malformed, Request};
+use super::{Answer, Header, HttpTrigger, Malformed, Request};
 
 /// Whose account it would be.
 const ACCOUNT: &str = "anonymous";
@@ -169,18 +169,18 @@ fn structured(answer: &Map<String, Value>) -> Result<Answer, Malformed> {
     let Some(status) = status.and_then(|status| u16::try_from(status).ok()).filter(|s| (200..600).contains(s)) else {
         return fail(format!("`statusCode` is {}, and must be a number from 200 to 599", answer["statusCode"]));
     };
-    let mut headers = Vec::new();
+    let mut headers: Vec<Header> = Vec::new();
     let multiple = object(answer, "multiValueHeaders")?;
     for (name, values) in multiple.into_iter().flatten() {
         let Value::Array(values) = values else {
             return fail(format!("`{name}` in `multiValueHeaders` is {}, and must be a list", kind(values)));
         };
         for value in values {
-            headers.push((name.clone(), text(name, value)?));
+            headers.push((name.clone().into(), text(name, value)?.into()));
         }
     }
     for (name, value) in object(answer, "headers")?.into_iter().flatten() {
-        let header = (name.clone(), text(name, value)?);
+        let header = (name.clone().into(), text(name, value)?.into());
         if !headers.contains(&header) {
             headers.push(header);
         }
@@ -189,7 +189,7 @@ fn structured(answer: &Map<String, Value>) -> Result<Answer, Malformed> {
         None | Some(Value::Null) => {}
         Some(Value::Array(cookies)) => {
             for cookie in cookies {
-                headers.push(("set-cookie".to_owned(), text("cookies", cookie)?));
+                headers.push(("set-cookie".into(), text("cookies", cookie)?.into()));
             }
         }
         Some(other) => return fail(format!("`cookies` is {}, and must be a list", kind(other))),
@@ -228,8 +228,8 @@ fn is_between_neighbours(name: &str) -> bool {
     NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-fn json_type() -> (String, String) {
-    ("content-type".to_owned(), "application/json".to_owned())
+fn json_type() -> Header {
+    ("content-type".into(), "application/json".into())
 }
 
 fn parse(value: &[u8]) -> Result<Value, Malformed> {

@@ -13,7 +13,7 @@ pub(crate) mod wasi;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use self::answer::{Answer, Malformed, answer};
+pub use self::answer::{Answer, Header, Malformed, answer};
 pub use self::path::{PathError, PathTemplate};
 pub use self::request::Request;
 pub use self::urls::{Found, FunctionUrl, FunctionUrls, Token};

@@ -5,7 +5,11 @@ use std::fmt;
 /// `/orders/{id}/items`: parts that are as they stand, parts that stand for any, and at the end perhaps one that stands for all the
 /// rest, `{rest+}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PathTemplate(Vec<Segment>);
+pub struct PathTemplate {
+    segments: Vec<Segment>,
+    /// As it was written.
+    text: String,
+}
 
 // In the order in which they win.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +36,7 @@ impl PathTemplate {
         let fail = |why| Err(PathError { path: text.to_owned(), why });
         let Some(path) = text.strip_prefix('/') else { return fail("it begins with `/`") };
         if path.is_empty() {
-            return Ok(Self(Vec::new()));
+            return Ok(Self { segments: Vec::new(), text: text.to_owned() });
         }
         let mut segments: Vec<Segment> = Vec::new();
         for part in path.split('/') {
@@ -61,14 +65,14 @@ impl PathTemplate {
             };
             segments.push(segment);
         }
-        Ok(Self(segments))
+        Ok(Self { segments, text: text.to_owned() })
     }
 
     /// What its parameters are in `path`, as it came in a request; `None` when it is another path.
     pub fn parameters(&self, path: &str) -> Option<Vec<(String, String)>> {
         let mut rest = path.strip_prefix('/').unwrap_or(path);
         let mut found = Vec::new();
-        for (i, segment) in self.0.iter().enumerate() {
+        for (i, segment) in self.segments.iter().enumerate() {
             if i > 0 {
                 rest = rest.strip_prefix('/')?;
             }
@@ -92,12 +96,12 @@ impl PathTemplate {
             (Segment::Literal(one), Segment::Literal(other)) => one == other,
             _ => one.rank() == other.rank(),
         };
-        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(alike)
+        self.segments.len() == other.segments.len() && self.segments.iter().zip(&other.segments).all(alike)
     }
 
     /// The one that says more of a path comes first.
     pub(super) fn ranks(&self) -> Vec<u8> {
-        self.0.iter().map(Segment::rank).collect()
+        self.segments.iter().map(Segment::rank).collect()
     }
 }
 
@@ -120,14 +124,7 @@ impl Segment {
 
 impl fmt::Display for PathTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("/");
-        }
-        self.0.iter().try_for_each(|segment| match segment {
-            Segment::Literal(text) => write!(f, "/{text}"),
-            Segment::Parameter(name) => write!(f, "/{{{name}}}"),
-            Segment::Rest(name) => write!(f, "/{{{name}+}}"),
-        })
+        f.write_str(&self.text)
     }
 }
 

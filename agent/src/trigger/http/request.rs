@@ -17,7 +17,7 @@ pub struct Request {
     /// `GET`.
     pub method: String,
     /// `HTTP/1.1`.
-    pub protocol: String,
+    pub protocol: &'static str,
     /// Without [`super::PREFIX`], as it came.
     pub path: String,
     /// What stands behind `?`, as it came.
@@ -44,7 +44,8 @@ impl Request {
         let (content_type, attributes, data) = match trigger.event_shape {
             EventShape::Native | EventShape::WasiHttp => {
                 let content_type = self.header("content-type").map(Into::into);
-                (content_type, self.attributes(trigger), self.body)
+                let body = self.body.clone();
+                (content_type, self.attributes(trigger), body)
             }
             EventShape::ApigwV1 => lambda_event(&lambda::version1(&self, &id, function, trigger)),
             EventShape::ApigwV2 => lambda_event(&lambda::version2(&self, &id, function, trigger)),
@@ -78,19 +79,20 @@ impl Request {
     }
 
     /// `method`, `path`, `route`, `client`, then `path.NAME`, `query.NAME` and `header.NAME`.
-    fn attributes(&self, trigger: &HttpTrigger) -> Vec<(String, String)> {
+    fn attributes(self, trigger: &HttpTrigger) -> Vec<(String, String)> {
+        let query: Vec<_> = self.query().collect();
         let own = [
-            ("method", Some(self.method.clone())),
-            ("path", Some(self.path.clone())),
+            ("method", Some(self.method)),
+            ("path", Some(self.path)),
             ("route", Some(trigger.path.to_string())),
-            ("query", Some(self.query.clone()).filter(|query| !query.is_empty())),
-            ("client", self.client.clone()),
+            ("query", Some(self.query).filter(|query| !query.is_empty())),
+            ("client", self.client),
         ];
         let own = own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        let named = |kind: &'static str| move |(name, value): (String, String)| (format!("{kind}.{name}"), value);
-        own.chain(self.parameters.iter().cloned().map(named("path")))
-            .chain(self.query().map(named("query")))
-            .chain(self.headers.iter().cloned().map(named("header")))
+        let named = |kind: &'static str| move |(name, value): (String, String)| ([kind, &name].concat(), value);
+        own.chain(self.parameters.into_iter().map(named("path.")))
+            .chain(query.into_iter().map(named("query.")))
+            .chain(self.headers.into_iter().map(named("header.")))
             .collect()
     }
 }
@@ -110,7 +112,7 @@ mod tests {
     fn a_native_event_has_the_body_as_it_came_and_all_else_as_attributes() {
         let request = Request {
             method: "PUT".into(),
-            protocol: "HTTP/1.1".into(),
+            protocol: "HTTP/1.1",
             path: "/orders/a%20b".into(),
             query: "full&tag=x%26y&tag=a+b".into(),
             headers: vec![

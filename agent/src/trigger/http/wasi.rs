@@ -155,7 +155,7 @@ mod tests {
             let (head, ()) = response.header("content-length", "7").body(()).unwrap().into_parts();
             let value = value(&head, body).unwrap();
             let read = answer(EventShape::WasiHttp, value.into()).unwrap();
-            let cookie = |value: &str| ("set-cookie".to_owned(), value.to_owned());
+            let cookie = |value: &'static str| ("set-cookie".into(), value.into());
             // The length is the gateway's to say, and what a body is the function's.
             let expected = Answer { status: 404, headers: vec![cookie("a=1"), cookie("b=2")], body: body.into() };
             assert_eq!(read, expected);

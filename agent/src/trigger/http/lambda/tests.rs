@@ -11,7 +11,7 @@ fn documented() -> Request {
     let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     Request {
         method: "POST".into(),
-        protocol: "HTTP/1.1".into(),
+        protocol: "HTTP/1.1",
         path: "/my/path".into(),
         query: "parameter1=value1&parameter1=value2&parameter2=value".into(),
         headers: vec![
@@ -230,7 +230,7 @@ fn a_body_that_is_not_text_comes_as_base64() {
 #[track_caller]
 fn answers(version: u8, value: &str, status: u16, headers: &[(&str, &str)], body: &[u8]) {
     let answer = if version == 1 { answer1(value.as_bytes()) } else { answer2(value.to_owned().into()) };
-    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned().into(), (*value).to_owned().into())).collect();
     assert_eq!(answer, Ok(Answer { status, headers, body: body.to_vec().into() }), "{value}");
 }
 
