@@ -40,11 +40,15 @@ pub enum Line {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Data<'a>(Option<Cow<'a, str>>, Option<String>);
 
+/// `data` as text that JSON says with little more than its own bytes: a control character would take six.
+pub(crate) fn readable(data: &[u8]) -> Option<&str> {
+    let is_readable = |text: &&str| !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'));
+    std::str::from_utf8(data).ok().filter(is_readable)
+}
+
 impl<'a> Data<'a> {
-    /// Text that has none of the characters which take six in JSON.
     fn of(data: &'a [u8]) -> Self {
-        let is_readable = |text: &&str| !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'));
-        match std::str::from_utf8(data).ok().filter(is_readable) {
+        match readable(data) {
             Some(text) => Self(Some(Cow::Borrowed(text)), None),
             None => Self(None, Some(STANDARD.encode(data))),
         }
@@ -63,8 +67,9 @@ impl<'a> Data<'a> {
     }
 }
 
+/// An event in JSON but for its payload: the attributes of CloudEvents, and beside them those that may have any name.
 #[derive(Serialize)]
-struct EventLine<'a> {
+pub(crate) struct Head<'a> {
     specversion: &'static str,
     id: &'a str,
     source: &'a str,
@@ -73,11 +78,33 @@ struct EventLine<'a> {
     subject: Option<&'a str>,
     time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    datacontenttype: Option<&'a str>,
+    pub(crate) datacontenttype: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     traceparent: Option<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     attributes: &'a [(String, String)],
+}
+
+impl<'a> Head<'a> {
+    pub(crate) fn of(event: &'a Event) -> Self {
+        Self {
+            specversion: "1.0",
+            id: &event.id,
+            source: &event.source,
+            r#type: &event.kind,
+            subject: event.subject.as_deref(),
+            time: time(event.time_ms),
+            datacontenttype: event.content_type.as_deref(),
+            traceparent: event.trace_parent.as_deref(),
+            attributes: &event.attributes,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct EventLine<'a> {
+    #[serde(flatten)]
+    head: Head<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data_text: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -214,19 +241,9 @@ pub(crate) fn time(unix_ms: u64) -> String {
 
 impl<'a> EventLine<'a> {
     fn of(recorded: &'a Recorded) -> Self {
-        let Event { id, source, kind, subject, time_ms, content_type, attributes, data, trace_parent, hops: _ } =
-            &*recorded.event;
-        let Data(data_text, data_base64) = Data::of(data);
+        let Data(data_text, data_base64) = Data::of(&recorded.event.data);
         Self {
-            specversion: "1.0",
-            id,
-            source,
-            r#type: kind,
-            subject: subject.as_deref(),
-            time: time(*time_ms),
-            datacontenttype: content_type.as_deref(),
-            traceparent: trace_parent.as_deref(),
-            attributes,
+            head: Head::of(&recorded.event),
             data_text,
             data_base64,
             outcome: recorded.run.as_ref().map(RunLine::of),

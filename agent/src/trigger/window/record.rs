@@ -5,8 +5,6 @@
 //! ```
 //! Integers are little-endian; `came` is by the journal's own clock, in milliseconds.
 
-use std::borrow::Cow;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -16,7 +14,7 @@ use serde_json::Value;
 use super::gather::{Key, cost};
 use crate::api::cloudevents;
 use crate::event::{Event, Opened};
-use crate::recording::line::time;
+use crate::recording::line::{Head, readable};
 
 const FORMAT: u8 = 1;
 /// What a payload is that is text and does not say so.
@@ -25,24 +23,13 @@ const TEXT: &str = "text/plain";
 /// window is kept.
 const DEPTH_MAX: usize = 100;
 
-/// An event as the items of a CloudEvents batch are; `attributes` as in a recording, since they may have any name.
+/// An event as the items of a CloudEvents batch are.
 #[derive(Serialize)]
 struct Item<'a> {
-    specversion: &'static str,
-    id: &'a str,
-    source: &'a str,
-    r#type: &'a str,
+    #[serde(flatten)]
+    head: Head<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    subject: Option<&'a str>,
-    time: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    datacontenttype: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    traceparent: Option<&'a str>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    attributes: &'a [(String, String)],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<Cow<'a, str>>,
+    data: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data_base64: Option<String>,
 }
@@ -50,26 +37,15 @@ struct Item<'a> {
 /// `event` as JSON. A payload that is JSON stays as it came, byte by byte; other text is a string, anything else is in base64. What
 /// cannot be read makes no window unreadable.
 pub(super) fn item(event: &Opened<'_>) -> serde_json::Result<Bytes> {
-    let Event { id, source, kind, subject, time_ms, content_type, attributes, data, trace_parent, hops: _ } =
-        event.event();
+    let Event { content_type, data, .. } = event.event();
     let said = content_type.as_deref();
     let may_be_json = said.is_none_or(cloudevents::json_type);
     let is_json = may_be_json && event.json().is_ok_and(|json| is_within(json, DEPTH_MAX));
     let may_be_text = said.is_none_or(|said| !cloudevents::json_type(said));
-    let text = std::str::from_utf8(data).ok().filter(|text| may_be_text && !is_json && is_plain(text));
-    let item = Item {
-        specversion: "1.0",
-        id,
-        source,
-        r#type: kind,
-        subject: subject.as_deref(),
-        time: time(*time_ms),
-        datacontenttype: said.or(text.map(|_| TEXT)),
-        traceparent: trace_parent.as_deref(),
-        attributes,
-        data: text.map(Cow::Borrowed),
-        data_base64: (!is_json && text.is_none()).then(|| STANDARD.encode(data)),
-    };
+    let text = readable(data).filter(|_| may_be_text && !is_json);
+    let mut head = Head::of(event.event());
+    head.datacontenttype = said.or(text.map(|_| TEXT));
+    let item = Item { head, data: text, data_base64: (!is_json && text.is_none()).then(|| STANDARD.encode(data)) };
     let mut out = serde_json::to_vec(&item)?;
     if is_json {
         out.pop();
@@ -89,11 +65,6 @@ fn is_within(json: &Value, levels: usize) -> bool {
         Value::Object(parts) => levels > 0 && parts.values().all(within),
         _ => true,
     }
-}
-
-/// Whether JSON says `text` with little more than its own bytes: six for each control character would make it larger than may be kept.
-fn is_plain(text: &str) -> bool {
-    !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
 }
 
 /// The items as a JSON array.
