@@ -8,6 +8,10 @@ use tidegate::agent::bound_heap;
 use tidegate::cli::{self, Args};
 use tidegate::runtime::BLOCKING_KEEP_ALIVE;
 
+/// Tasks go from thread to thread, and one frees what another allocated: of glibc's allocator the lock is then in the way.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// How long threads may take to end what nobody waits for any more.
 const THREADS_PATIENCE: Duration = Duration::from_secs(2);
 

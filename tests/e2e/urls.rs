@@ -98,6 +98,10 @@ async fn a_function_url_answers_with_what_the_function_returned() -> anyhow::Res
     // No browser takes it for a page, nor lets it do what the API's own page could.
     assert!(page.head.contains("content-type: text/plain; charset=utf-8"), "{}", page.head);
     assert!(page.head.contains("content-security-policy: sandbox"), "{}", page.head);
+    // The function is asked, and only what it says of its page goes out.
+    let head = http::request(address, "HEAD /fn/pages/a/b", &[], "").await?;
+    assert_eq!((head.status, &*head.body), (200, ""));
+    assert!(head.head.contains("content-length: 9"), "{}", head.head);
 
     let wrong = http::request(address, "DELETE /fn/echo", &[], "").await?;
     assert_eq!(wrong.status, 405);

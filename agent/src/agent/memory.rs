@@ -4,16 +4,19 @@
 //! linker's tables, the parsers, the compiler, each with the 64 KiB around it that the kernel maps too. Pages of the binary
 //! are clean, so letting go of them costs a minor fault when one is needed again.
 
+use std::ffi::CStr;
 use std::fs;
 use std::ops::Range;
+use std::ptr::null_mut;
 use std::time::Duration;
 
 use rustix::mm::{Advice, madvise};
+use tikv_jemalloc_sys::mallctl;
 
 /// After this long what was applied is at work, and its own pages are the first to be mapped again.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Allocations from here on are given back when they are freed: those of a segment that is read, or of a large event. By glibc's
+/// Of C libraries, whose allocator is glibc's: allocations from here on are given back when they are freed: those of a segment that is read, or of a large event. By glibc's
 /// default the first of them makes the allocator keep the next.
 #[cfg(target_env = "gnu")]
 const LARGE_BYTES: std::ffi::c_int = 1 << 20;
@@ -23,7 +26,7 @@ const HEAPS_MAX: std::ffi::c_int = 2;
 /// How often what is not in use is given back: a few times between two polls of the control plane.
 const RELEASE_EVERY: Duration = Duration::from_secs(15);
 
-/// Has the allocator keep little. To be called before there are threads.
+/// Has the allocator of C libraries keep little. To be called before there are threads.
 pub fn bound_heap() {
     #[cfg(target_env = "gnu")]
     {
@@ -55,6 +58,7 @@ pub(super) fn release_soon() {
 }
 
 fn release() {
+    purge_heap();
     trim_heap();
     let (Ok(binary), Ok(smaps)) = (fs::read_link("/proc/self/exe"), fs::read_to_string("/proc/self/smaps")) else {
         return;
@@ -93,6 +97,15 @@ fn header(line: &str) -> Option<(Range<usize>, &str)> {
     let (start, end) = range.split_once('-')?;
     let address = |text| usize::from_str_radix(text, 16).ok();
     Some((address(start)?..address(end)?, rest))
+}
+
+/// Of the agent's own allocator. Threads at rest do not look whether what they have freed is long unused.
+fn purge_heap() {
+    // 4096 stands for all arenas (`MALLCTL_ARENAS_ALL`).
+    const PURGE: &CStr = c"arena.4096.purge";
+    #[expect(unsafe_code, reason = "it takes its own locks, and touches only what is free")]
+    // SAFETY: as above; this command reads and writes no value, and where the program has another allocator there is nothing to purge.
+    let _ = unsafe { mallctl(PURGE.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
 }
 
 #[cfg(target_env = "gnu")]
