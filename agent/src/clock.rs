@@ -115,6 +115,18 @@ impl Clock {
         }
     }
 
+    /// Whether something keeps the machine's clock right, by what the kernel was told (`adjtimex`, `STA_UNSYNC`); none: it does not say.
+    pub fn is_kept(&self) -> Option<bool> {
+        let Source::Machine = self.0 else { return None };
+        #[expect(unsafe_code, reason = "an all-zero `timex` is one that asks and sets nothing")]
+        // SAFETY: it holds numbers only.
+        let mut asked: libc::timex = unsafe { std::mem::zeroed() };
+        #[expect(unsafe_code, reason = "the kernel fills in what it is given")]
+        // SAFETY: it is ours alone, and as large as the kernel thinks.
+        let told = unsafe { libc::adjtimex(&raw mut asked) };
+        (told >= 0).then_some(asked.status & libc::STA_UNSYNC == 0)
+    }
+
     /// Whether the wall clock is later than this code: one that was never set is not.
     pub fn is_plausible(&self) -> bool {
         self.now_ms() >= EARLIEST_MS

@@ -14,6 +14,7 @@ pub mod componentize;
 pub mod config;
 pub mod deployment;
 pub mod dispatch;
+pub mod doctor;
 pub mod event;
 pub mod function;
 pub mod hint;

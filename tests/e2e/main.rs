@@ -11,6 +11,7 @@ mod crash;
 mod dead_letters;
 mod demo;
 mod deployment;
+mod doctor;
 mod effects;
 mod embedded;
 mod fahrenheit;

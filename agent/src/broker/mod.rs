@@ -39,6 +39,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::connection::Wire;
 use self::greeting::Hello;
 use self::inbox::Inbox;
 use self::intake::Intake;
@@ -264,6 +265,57 @@ impl Drop for Task {
     }
 }
 
+/// What a connection begins with.
+struct Opening {
+    version: Version,
+    transport: Transport,
+    hello: Hello,
+}
+
+impl Opening {
+    fn of(
+        name: &BrokerName,
+        config: &MqttConfig,
+        gateway: &GatewayName,
+        limits: &Limits,
+        net: Net,
+    ) -> Result<Self, BrokerError> {
+        let version = match config.version {
+            5 => Version::V5,
+            3 => Version::V3,
+            version => return Err(BrokerError::Version { broker: name.clone(), version }),
+        };
+        if config.max_qos > 2 {
+            return Err(BrokerError::MaxQos { broker: name.clone(), max_qos: config.max_qos });
+        }
+        let transport = Transport::new(name, config, net)?;
+        let password = config.password_file.as_deref().map(|file| tls::password("password_file", file)).transpose();
+        let password = password.map_err(|file| BrokerError::File { broker: name.clone(), file })?;
+        let client_id = config.client_id.clone().unwrap_or_else(|| format!("tidegate-{gateway}-{name}"));
+        let seconds = |span: Duration| u32::try_from(span.as_secs()).unwrap_or(u32::MAX);
+        let hello = Hello {
+            client_id,
+            login: config.username.clone().map(|user| (user, password.unwrap_or_default())),
+            keep_alive_secs: u16::try_from(seconds(config.keep_alive.0)).unwrap_or(u16::MAX),
+            session_expiry_secs: seconds(config.session_expiry.0),
+            receive_maximum: limits.mqtt_in_flight_max,
+        };
+        Ok(Self { version, transport, hello })
+    }
+}
+
+/// Whether the broker would let the agent in: connects as it does, by a name of its own and with a session that ends with the connection.
+///
+/// # Errors
+/// With what kept it from that.
+pub(crate) async fn greet(name: &BrokerName, config: &MqttConfig, gateway: &GatewayName) -> Result<(), String> {
+    let opening =
+        Opening::of(name, config, gateway, &Limits::default(), Net::real()).map_err(|error| error.to_string())?;
+    let client_id = format!("{}-{:08x}", opening.hello.client_id, fastrand::u32(..));
+    let hello = Hello { client_id, session_expiry_secs: 0, ..opening.hello };
+    Wire::open(&opening.transport, opening.version, &hello, u32::MAX, u32::MAX).await.map(drop)
+}
+
 impl Broker {
     /// Starts to connect, and goes on for ever. Never waits for the network; must be called within a tokio runtime.
     /// `state_dir` is where it remembers what the session at the broker holds.
@@ -279,28 +331,9 @@ impl Broker {
         clock: Clock,
         net: Net,
     ) -> Result<Self, BrokerError> {
-        let version = match config.version {
-            5 => Version::V5,
-            3 => Version::V3,
-            version => return Err(BrokerError::Version { broker: name, version }),
-        };
-        if config.max_qos > 2 {
-            return Err(BrokerError::MaxQos { broker: name, max_qos: config.max_qos });
-        }
-        let transport = Transport::new(&name, config, net)?;
-        let password = config.password_file.as_deref().map(|file| tls::password("password_file", file)).transpose();
-        let password = password.map_err(|file| BrokerError::File { broker: name.clone(), file })?;
-        let client_id = config.client_id.clone().unwrap_or_else(|| format!("tidegate-{gateway}-{name}"));
+        let Opening { version, transport, hello } = Opening::of(&name, config, gateway, limits, net)?;
         let file = state_dir.join("mqtt").join(format!("{name}.json"));
-        let subscriptions = Subscriptions::open(file, &config.url, &client_id);
-        let seconds = |span: Duration| u32::try_from(span.as_secs()).unwrap_or(u32::MAX);
-        let hello = Hello {
-            client_id,
-            login: config.username.clone().map(|user| (user, password.unwrap_or_default())),
-            keep_alive_secs: u16::try_from(seconds(config.keep_alive.0)).unwrap_or(u16::MAX),
-            session_expiry_secs: seconds(config.session_expiry.0),
-            receive_maximum: limits.mqtt_in_flight_max,
-        };
+        let subscriptions = Subscriptions::open(file, &config.url, &hello.client_id);
 
         let signal = Arc::new(Signal::default());
         let room_max = usize::from(limits.mqtt_unconfirmed_max);

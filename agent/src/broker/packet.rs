@@ -91,7 +91,7 @@ impl Codec {
             Version::V3 => {
                 let mut connect = v3::Connect::new(&hello.client_id);
                 connect.keep_alive = hello.keep_alive_secs;
-                connect.clean_session = false;
+                connect.clean_session = hello.session_expiry_secs == 0;
                 if let Some((user, password)) = &hello.login {
                     connect.set_login(user, password);
                 }

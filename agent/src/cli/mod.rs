@@ -11,6 +11,7 @@ mod connect;
 mod dead_letters;
 pub mod demo;
 mod deploy;
+mod doctor;
 mod failure;
 mod fleet;
 mod invoke;
@@ -74,6 +75,7 @@ impl ConfigArgs {
 enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
+    Doctor(doctor::DoctorArgs),
     Reload(reload::ReloadArgs),
     New(new::NewArgs),
     Build(build::BuildArgs),
@@ -103,6 +105,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Run(args) => run::run(&args).await,
         Command::Check(args) => check::run(&args).await,
+        Command::Doctor(args) => doctor::run(&args).await,
         Command::Reload(args) => reload::run(&args).await,
         Command::New(args) => new::run(&args),
         Command::Build(args) => build::run(&args).await,

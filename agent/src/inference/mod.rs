@@ -194,6 +194,14 @@ impl Models {
         }
     }
 
+    /// The engine of all models, picked now if no model was loaded yet: `ONNX Runtime 1.24.1`.
+    ///
+    /// # Errors
+    /// When the configuration asks for ONNX Runtime, and it cannot be used.
+    pub fn engine_name(&self) -> Result<Arc<str>, InferenceError> {
+        Ok(self.engine()?.name())
+    }
+
     fn engine(&self) -> Result<&Engine, InferenceError> {
         if self.engine.get().is_none() {
             // Only `load` comes here, one at a time.

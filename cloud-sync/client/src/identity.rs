@@ -104,7 +104,11 @@ pub struct Life {
 }
 
 impl Life {
-    fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
+    /// Of a certificate in DER.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
         let ms = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
         let validity = parsed.validity();
