@@ -22,6 +22,9 @@ use crate::limits::Limits;
 use crate::name::StreamName;
 use crate::runtime::{Chance, Function, Instance, Invoked, Runtime, RuntimeConfig, Services};
 
+/// A file system in memory, which Linux has everywhere.
+const MEMORY: &str = "/dev/shm";
+
 /// A function that runs by itself, and the temporary folder that it needs.
 #[derive(Debug)]
 pub(crate) struct Throwaway {
@@ -62,8 +65,9 @@ impl Throwaway {
         clock: Clock,
         folder: &Path,
     ) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix(".test-").tempdir_in(folder);
-        let folder = folder.context("cannot make a temporary folder")?;
+        let made = |within: &Path| tempfile::Builder::new().prefix(".test-").tempdir_in(within);
+        // In memory, since flash wears out by what is written to it; what a crash leaves there is gone with the next start of the machine.
+        let folder = made(Path::new(MEMORY)).or_else(|_| made(folder)).context("cannot make a temporary folder")?;
         let services = services(&spec, models, limits, clock, folder.path())?;
         Self::load(spec, runtime.with_services(services.clone()), services, folder).await
     }

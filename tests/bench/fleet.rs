@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::Options;
+use crate::disk::Disk;
 use crate::process::pss_mib;
 use crate::report::{Figure, Target};
 
@@ -79,11 +80,10 @@ async fn pass(
 }
 
 impl Fleet {
-    async fn start() -> anyhow::Result<Self> {
+    async fn start(mut gateway: Agent) -> anyhow::Result<Self> {
         let plane = ControlPlane::start().await?;
         let broker = Mosquitto::with("allow_anonymous true\n").await?;
         let wire = Wire::to(plane.address()).await?;
-        let mut gateway = Agent::prepare("")?;
         gateway.configure(&config(&broker, &plane.claim(&gateway, wire.address)?))?;
         gateway.resume().await?;
         plane.hears("test").await?;
@@ -153,7 +153,7 @@ fn grown(mut component: Vec<u8>, seed: u32) -> Vec<u8> {
 }
 
 pub(crate) async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
-    let mut fleet = Fleet::start().await?;
+    let mut fleet = Fleet::start(Agent::prepare("")?).await?;
     fleet.push(0).await.context("the first version")?;
     let mut pushes = Vec::new();
     for version in 1..=u32::try_from(options.rounds())? {
@@ -186,7 +186,7 @@ pub(crate) async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
         memory.push((of(&fleet.gateway)?, of(&alone)?));
     }
     let bytes = (fleet.wire.bytes.load(Ordering::Relaxed) - before) as f64;
-    Ok(vec![
+    let mut figures = vec![
         Figure::alone("fleet-1", "push of a function of 100 KiB until it serves events", "ms", pushes)
             .with(Target::AtMost(1_000.0)),
         Figure::alone(
@@ -198,5 +198,33 @@ pub(crate) async fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
         .with(Target::AtMost(1_024.0)),
         Figure::beside("fleet-3", "being managed, idle: memory (PSS)", "MiB", memory, "not managed")
             .with(Target::MoreAtMost(1.0)),
-    ])
+    ];
+    figures.extend(flash(options).await?);
+    Ok(figures)
+}
+
+/// What a deployment costs in flash, from the order until the version before it is cleared away.
+async fn flash(options: &Options) -> anyhow::Result<Option<Figure>> {
+    if !Disk::can_be_made("fleet-4") {
+        return Ok(None);
+    }
+    let gateway = Agent::prepare("")?;
+    let disk = Disk::make(Some(gateway.folder().join("state")))?;
+    let mut fleet = Fleet::start(gateway).await?;
+    let mut written = Vec::new();
+    for version in 0..=u32::try_from(options.rounds())? {
+        tokio::time::sleep(SETTLE).await;
+        disk.settle()?;
+        let before = disk.written_bytes()?;
+        fleet.push(version).await?;
+        tokio::time::sleep(SETTLE).await;
+        disk.settle()?;
+        written.push((disk.written_bytes()? - before) as f64 / 1024.0);
+    }
+    // The first one makes the function itself.
+    written.remove(0);
+    fleet.gateway.stop()?;
+    drop(disk);
+    let what = "bytes at the block device per deployment of a function of 100 KiB";
+    Ok(Some(Figure::alone("fleet-4", what, "KiB", written).with(Target::AtMost(1_024.0))))
 }

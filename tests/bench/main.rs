@@ -8,6 +8,7 @@ mod backlog;
 mod bare;
 mod block;
 mod console;
+mod disk;
 mod fleet;
 mod footprint;
 mod inference;

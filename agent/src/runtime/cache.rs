@@ -102,8 +102,8 @@ impl Cache {
         if written.is_err() {
             self.remove(&unfinished);
         }
-        written?;
-        File::open(&self.dir)?.sync_all()
+        // Without its name, after a power cut, it is compiled again.
+        written
     }
 
     /// Removes everything but the files of `digests` that this engine can use.
