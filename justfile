@@ -39,6 +39,14 @@ functions:
 cross-check target="aarch64":
     cross/check {{ target }}
 
+# The .deb and the tarball for TARGET (x86-64, aarch64 or armv7), of what was built for it; `just package aarch64 --thin`.
+package target *options:
+    cross/package {{ target }} {{ options }}
+
+# Tries the package in a clean Debian that boots; as root.
+try-package *options:
+    cross/try-package {{ options }}
+
 # The API documentation of the crates.
 docs:
     cargo doc --workspace --no-deps

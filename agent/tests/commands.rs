@@ -43,6 +43,18 @@ fn without_an_agent_the_status_is_3() {
 }
 
 #[test]
+fn each_command_has_a_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(tidegate(dir.path(), &["man", "pages"], ""), (0, String::new(), String::new()));
+    let page = |name: &str| std::fs::read_to_string(dir.path().join(format!("pages/tidegate{name}.1"))).unwrap();
+    for (name, says) in
+        [("", "tidegate\\-run(1)"), ("-run", "SIGTERM"), ("-dead-letters-replay", "tidegate dead\\-letters replay")]
+    {
+        assert!(page(name).contains(says), "{}", page(name));
+    }
+}
+
+#[test]
 fn wrong_input_has_status_2_and_a_hint() {
     check(
         &["check"],

@@ -59,6 +59,15 @@ fn are_in(section: &str, command: &clap::Command, name: &str, quote: &str) {
     }
 }
 
+/// The configuration that comes with the package starts as it is.
+#[test]
+fn the_packaged_config_is_good() {
+    let text = include_str!("../../cross/packaging/gateway.toml");
+    let config = Config::parse(text, Path::new("/etc/tidegate/gateway.toml"), &Environment::default()).unwrap();
+    assert_eq!(config.gateway.state_dir, Path::new("/var/lib/tidegate"));
+    assert!(config.mqtt.is_empty() && config.embedded_broker.is_none(), "it takes no broker's port");
+}
+
 /// As it stands, on a machine that has the files.
 #[test]
 fn the_documented_config_is_good() {

@@ -17,6 +17,7 @@ mod fleet;
 mod invoke;
 mod keygen;
 mod logs;
+mod man;
 mod new;
 mod output;
 mod publish;
@@ -94,6 +95,7 @@ enum Command {
     #[cfg(feature = "control-plane")]
     Cloud(cloud::ControlPlaneArgs),
     Completion(completion::CompletionArgs),
+    Man(man::ManArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -124,6 +126,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         #[cfg(feature = "control-plane")]
         Command::Cloud(args) => cloud::run(&args).await,
         Command::Completion(args) => completion::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Demo(args) => demo::run(&args).await,
     }
 }

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
+/// What a path starts with that names a credential of the service.
+const CREDENTIAL: &str = "credential:";
+
 /// A position in a file that a person wrote; 1-based, columns in characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Place {
@@ -77,6 +80,8 @@ pub(crate) struct Document {
     file: PathBuf,
     /// Absolute folder of the file, which relative paths start from.
     base: PathBuf,
+    /// Folder of what `credential:NAME` stands for; without one that is a path as any other.
+    credentials: Option<PathBuf>,
     text: String,
     pub(crate) root: Value,
     positions: BTreeMap<String, Positions>,
@@ -110,7 +115,8 @@ impl Document {
         let root = Value::Table(convert_table(root.get_ref(), "", &mut positions));
         let errors: Vec<_> =
             errors.iter().map(|e| (e.span().map_or(0, |span| span.start), e.message().to_owned())).collect();
-        let mut document = Self { file: file.to_owned(), base, text, root, positions, problems: Vec::new() };
+        let mut document =
+            Self { file: file.to_owned(), base, credentials: None, text, root, positions, problems: Vec::new() };
         for (offset, message) in errors {
             let place = document.place_of(offset);
             let hint =
@@ -129,7 +135,7 @@ impl Document {
     pub(crate) fn of_value(name: &str) -> Self {
         let root = Value::Boolean(false);
         let (base, text, positions, problems) = (PathBuf::new(), String::new(), BTreeMap::new(), Vec::new());
-        Self { file: name.into(), base, text, root, positions, problems }
+        Self { file: name.into(), base, credentials: None, text, root, positions, problems }
     }
 
     /// Whether anything is wrong so far.
@@ -142,9 +148,22 @@ impl Document {
         &self.file
     }
 
+    /// Has `credential:NAME` stand for a file in `folder`.
+    pub(crate) fn set_credentials(&mut self, folder: PathBuf) {
+        self.credentials = Some(folder);
+    }
+
     /// A path as the file means it.
     pub(crate) fn resolve(&self, path: &str) -> PathBuf {
-        self.base.join(path)
+        match (&self.credentials, path.strip_prefix(CREDENTIAL)) {
+            (Some(folder), Some(name)) => folder.join(name),
+            _ => self.base.join(path),
+        }
+    }
+
+    /// The name of the credential that `file` stands for.
+    pub(crate) fn credential<'a>(&self, file: &'a Path) -> Option<&'a str> {
+        file.strip_prefix(self.credentials.as_ref()?).ok()?.to_str()
     }
 
     fn place_of(&self, offset: usize) -> Place {

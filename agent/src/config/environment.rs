@@ -11,6 +11,8 @@ pub struct Environment {
     pub log: Option<String>,
     /// `TIDEGATE_ONNXRUNTIME`: `inference.library`.
     pub onnxruntime: Option<PathBuf>,
+    /// `CREDENTIALS_DIRECTORY`: where systemd puts what `LoadCredential` of the unit names.
+    pub credentials: Option<PathBuf>,
     /// `XDG_CONFIG_HOME`, else `.config` in `HOME`: where the person at the command line keeps settings.
     pub config_home: Option<PathBuf>,
 }
@@ -23,6 +25,7 @@ impl Environment {
         Self {
             log: std::env::var("TIDEGATE_LOG").ok().filter(|level| !level.is_empty()),
             onnxruntime: folder("TIDEGATE_ONNXRUNTIME"),
+            credentials: folder("CREDENTIALS_DIRECTORY"),
             config_home: folder("XDG_CONFIG_HOME").or_else(|| folder("HOME").map(|home| home.join(".config"))),
         }
     }
@@ -32,6 +35,11 @@ impl Environment {
         InferenceConfig { library: self.onnxruntime.clone(), ..InferenceConfig::default() }
     }
 
+    /// Where credentials are: those of the packaged service for who is none, such as `tidegate check`.
+    pub(super) fn credentials(&self) -> PathBuf {
+        self.credentials.clone().unwrap_or_else(|| "/run/credentials/tidegate.service".into())
+    }
+
     pub(super) fn apply(&self, config: &mut Config) {
         if let Some(level) = &self.log {
             config.log.level.clone_from(level);
@@ -39,5 +47,21 @@ impl Environment {
         if let Some(library) = &self.onnxruntime {
             config.inference.library = std::path::absolute(library).ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_is_a_file_that_systemd_gave() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("local"), "secret").unwrap();
+        let environment = Environment { credentials: Some(folder.path().to_owned()), ..Environment::default() };
+        let text = "[mqtt.local]\nurl = \"mqtt://a\"\nusername = \"b\"\npassword_file = \"credential:local\"\n";
+        let config = Config::parse(text, "/etc/tidegate/gateway.toml".as_ref(), &environment).unwrap();
+        let broker = config.mqtt.values().next().unwrap();
+        assert_eq!(broker.password_file, Some(folder.path().join("local")));
     }
 }

@@ -132,6 +132,7 @@ impl Config {
         if document.has_problems() {
             return document.finish(None);
         }
+        document.set_credentials(environment.credentials());
         let root = std::mem::replace(&mut document.root, toml::Value::Boolean(false));
         let names = Names::of_document(&root);
         let mut config = Self::read(&root, "", &mut document);

@@ -150,8 +150,8 @@ impl InferenceError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoLibrary { .. } => {
-                "put ONNX Runtime's libonnxruntime.so (from its release, or out of the PyPI wheel `onnxruntime`) beside the \
-                 tidegate binary, or name it with `library` in [inference], or use `runtime = \"auto\"` for the built-in engine"
+                "install the package tidegate-onnxruntime, or put ONNX Runtime's libonnxruntime.so (from its release, or out of the \
+                 PyPI wheel `onnxruntime`) beside the tidegate binary, or name it with `library` in [inference], or use `runtime = \"auto\"` for the built-in engine"
             }
             Self::BadLibrary { .. } => {
                 "ONNX Runtime must be 1.24 or newer and built for this machine; `runtime = \"tract\"` in [inference] uses the \
@@ -160,7 +160,7 @@ impl InferenceError {
             Self::Unreadable { .. } => "a relative path is relative to the configuration file",
             Self::NotOnnx { .. } => "export the model to ONNX in one file, and copy it again if the copy was cut",
             Self::NotLoaded { other_may: true, .. } => {
-                "ONNX Runtime may be able to run it: put its libonnxruntime.so beside the tidegate binary, or name it with \
+                "ONNX Runtime may be able to run it: install the package tidegate-onnxruntime, or put its libonnxruntime.so beside the tidegate binary, or name it with \
                  `library` in [inference]"
             }
             Self::UnsupportedPort { .. } => {

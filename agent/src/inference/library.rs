@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// What the name of the library starts with; a version may follow.
 const NAME: &str = "libonnxruntime.so";
 
+/// The folders of our tarball and of our package. The loader does not know them, so that no other program gets this library.
+const PACKAGED: [&str; 2] = ["usr/local/lib/tidegate", "usr/lib/tidegate"];
+
 /// The libraries that were found, best first, and the folders that were looked in.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Search {
@@ -13,10 +16,11 @@ pub(super) struct Search {
 }
 
 impl Search {
-    /// Looks beside the program, then where the system's loader would. `root` is `/`.
+    /// Looks beside the program, where our packages put it, then where the system's loader would. `root` is `/`.
     pub(super) fn run(beside: Option<&Path>, root: &Path) -> Self {
         let mut search = Self::default();
-        for folder in beside.map(Path::to_path_buf).into_iter().chain(loader_folders(root)) {
+        let ours = PACKAGED.map(|folder| root.join(folder));
+        for folder in beside.map(Path::to_path_buf).into_iter().chain(ours).chain(loader_folders(root)) {
             let name = folder.display().to_string();
             if !search.looked_in.contains(&name) {
                 search.found.extend(libraries_in(&folder));
@@ -112,19 +116,21 @@ mod tests {
         put("opt/not-this/libonnxruntime.so", "");
         put("usr/lib/libonnxruntime.so.1.30.0", "");
         put("opt/tidegate/libonnxruntime.so", "");
+        put("usr/lib/tidegate/libonnxruntime.so", "");
 
         let beside = root.path().join("opt/tidegate");
         let search = Search::run(Some(&beside), root.path());
         let relative: Vec<_> = search.found.iter().map(|path| path.strip_prefix(root.path()).unwrap()).collect();
         let wanted = [
             "opt/tidegate/libonnxruntime.so",
+            "usr/lib/tidegate/libonnxruntime.so",
             "opt/vendor/libonnxruntime.so.1.24.1",
             "opt/vendor/libonnxruntime.so.1.9.0",
             "usr/lib/libonnxruntime.so.1.30.0",
         ];
         assert_eq!(relative, wanted.map(Path::new));
         assert_eq!(search.looked_in[0], beside.display().to_string());
-        assert_eq!(search.looked_in[1], root.path().join("opt/vendor").display().to_string());
+        assert_eq!(search.looked_in[3], root.path().join("opt/vendor").display().to_string());
     }
 
     #[test]
@@ -132,6 +138,6 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let search = Search::run(None, root.path());
         assert_eq!(search.found, [] as [PathBuf; 0]);
-        assert_eq!(search.looked_in.len(), 5);
+        assert_eq!(search.looked_in.len(), 7);
     }
 }

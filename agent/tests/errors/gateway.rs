@@ -47,6 +47,20 @@ version = 4
 }
 
 #[test]
+fn a_credential_that_the_service_lacks() {
+    check(
+        r#"[mqtt.local]
+url = "mqtt://127.0.0.1"
+username = "me"
+password_file = "credential:local"
+"#,
+        r#"DIR/gateway.toml:5:17: mqtt.local.password_file: the service has no credential `local`
+  hint: say `LoadCredential=local:FILE` in the unit, `systemctl edit tidegate`, and restart it
+"#,
+    );
+}
+
+#[test]
 fn a_scheme_that_is_not_mqtts() {
     check(
         r#"[mqtt.local]

@@ -170,12 +170,20 @@ fn check_file(document: &mut Document, path: &str, file: Option<&Path>) {
     let Some(file) = file else { return };
     let (what, hint) = match std::fs::File::open(file).and_then(|opened| opened.metadata()) {
         Ok(metadata) if metadata.is_file() => return,
-        Ok(_) => (format!("`{}` is not a file", file.display()), "name a file"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let hint = "create it, or correct the path: a relative one starts at the folder of this file";
-            (format!("there is no file `{}`", file.display()), hint)
+        Ok(_) => (format!("`{}` is not a file", file.display()), "name a file".to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match document.credential(file) {
+            Some(name) => (
+                format!("the service has no credential `{name}`"),
+                format!("say `LoadCredential={name}:FILE` in the unit, `systemctl edit tidegate`, and restart it"),
+            ),
+            None => (
+                format!("there is no file `{}`", file.display()),
+                "create it, or correct the path: a relative one starts at the folder of this file".to_owned(),
+            ),
+        },
+        Err(error) => {
+            (format!("`{}` cannot be read: {error}", file.display()), "let the agent's user read it".to_owned())
         }
-        Err(error) => (format!("`{}` cannot be read: {error}", file.display()), "let the agent's user read it"),
     };
     document.refuse(path, what, hint);
 }
