@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod boot;
 pub mod broker;
 pub mod buffer;
 pub mod cli;

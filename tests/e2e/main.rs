@@ -1,6 +1,7 @@
 //! The agent as its users run it: a process, a broker, devices. One module per promise.
 
 mod actuation;
+mod agents;
 mod brokers;
 mod browser;
 mod calls;

@@ -170,6 +170,7 @@ impl Simulation<'_> {
             threads: Threads::OfTheCaller,
             logs: Some(LogRing::new(&self.plan.limits)),
             limits: self.plan.limits.clone(),
+            boot: tidegate::boot::Boot::default(),
         };
         let config = self.site.config().map_err(|error| error.to_string())?;
         let mut start = pin!(Agent::start(config, ports));

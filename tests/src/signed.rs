@@ -11,6 +11,7 @@ use sync_protocol::name::{ArtifactName, GatewayName};
 use sync_protocol::{
     Blob, DesiredAnswer, Digest, Envelope, Kind, NativeCode, Release, Role, RoleKeys, Root, SecretKey,
 };
+use tidegate::boot;
 
 use crate::Guest;
 
@@ -43,7 +44,10 @@ impl Signers {
             (Role::Operator, keys(&operator)),
             (Role::Online, keys(&online)),
         ]);
-        let root = Envelope::sign(&Root { version: 1, expires_ms: NEVER_MS, roles }, &[&root])?;
+        let root = Envelope::sign(
+            &Root { version: 1, expires_ms: NEVER_MS, roles, agents: Some(keys(&publisher)) },
+            &[&root],
+        )?;
         let folder = tempfile::Builder::new().prefix("signed-").tempdir()?;
         std::fs::write(folder.path().join("root.json"), root.to_pretty())?;
         Ok(Self { root, publisher, operator, folder })
@@ -128,6 +132,16 @@ impl Draft<'_> {
         let archive = folder.path().join("bundle.tar.zst");
         tidegate::store::pack(&bundle, &archive)?;
         self.bundle(Kind::Function, name, version, &archive, &["mqtt:publish:results/#", "keyvalue"], settings)
+    }
+
+    /// With an agent, built for this machine. It has eight seconds to find its brokers.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn agent(self, version: &str, binary: &Path) -> anyhow::Result<Self> {
+        let draft = self.native(boot::TARGET, boot::FLAVOUR, std::fs::read(binary)?);
+        let draft = draft.policy(|policy| policy.probation_ms = 4_000);
+        draft.bundle(Kind::Agent, "tidegate", version, binary, &[], &Value::Null)
     }
 
     /// With a bundle file of any kind.

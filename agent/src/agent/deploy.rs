@@ -126,7 +126,12 @@ impl Host for Parts {
         let artifacts = deployed.iter().flat_map(|deployed| &deployed.verified.deployment().artifacts);
         let layers = artifacts.filter(|artifact| artifact.kind == Kind::Layer);
         let layers = layers.filter_map(|a| running(Kind::Layer, a.name.as_str(), a.version.to_string(), false));
-        functions.chain(models).chain(layers).collect()
+        let agent = self.boot_version.as_ref().and_then(|version| {
+            let artifacts = deployed.iter().flat_map(|deployed| &deployed.verified.deployment().artifacts);
+            let mut agents = artifacts.filter(|artifact| artifact.kind == Kind::Agent && artifact.version == *version);
+            agents.next().and_then(|a| running(Kind::Agent, a.name.as_str(), a.version.to_string(), false))
+        });
+        functions.chain(models).chain(layers).chain(agent).collect()
     }
 
     fn unhealthy(&self) -> Vec<String> {

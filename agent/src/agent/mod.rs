@@ -19,6 +19,7 @@ use self::deploy::Layers;
 use self::layout::Layout;
 pub use self::memory::bound_heap;
 use crate::api::{AgentHandle, Api, ApiOptions};
+use crate::boot::Boot;
 use crate::clock::Clock;
 use crate::config::{ApiListen, Config};
 use crate::deployment::{self, Deployer, Host, Tools};
@@ -59,6 +60,8 @@ pub struct Ports {
     pub threads: Threads,
     /// Where log lines are found when somebody else receives those of this process; otherwise the agent does.
     pub logs: Option<LogRing>,
+    /// How it came to run, and whether it can become another agent.
+    pub boot: Boot,
 }
 
 impl Ports {
@@ -105,6 +108,8 @@ struct Parts {
     /// Components that do not serve, but may at any moment.
     spare_code: std::sync::Mutex<Vec<Arc<str>>>,
     cloud: Option<sync_client::Cloud>,
+    /// The version that this agent was deployed as; none: it is the packaged one.
+    boot_version: Option<semver::Version>,
     /// Set once, when the parts are there that it works with.
     deployer: OnceLock<Deployer>,
     /// What is configured and connected now, for those who only look.
@@ -115,9 +120,9 @@ impl Agent {
     /// Builds every part, innermost first, and applies the configuration. Never waits for a network.
     ///
     /// # Errors
-    /// With what cannot be started, and why.
+    /// With what cannot be started, and why; [`crate::boot::Another`], when another agent is to run.
     pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Self> {
-        let Ports { clock, net, limits, threads, logs } = ports;
+        let Ports { clock, net, limits, threads, logs, boot } = ports;
         let limits = Arc::new(Limits { buffer_bytes_max: config.gateway.buffer_bytes, ..limits });
         let logs = match logs {
             Some(logs) => logs,
@@ -134,7 +139,8 @@ impl Agent {
 
         let metrics = Metrics::new();
         let (tracer, exporter) = Exporter::start(&config.trace, &gateway, &limits, &metrics, clock.clone())?;
-        let mut opened = deployment::open(&config, &limits, &clock)?;
+        let boot_version = boot.running().as_ref().map(|build| build.version.clone());
+        let mut opened = deployment::open(&config, &limits, &clock, boot)?;
         let fit = opened.as_mut().and_then(|opened| opened.fit(&config));
         let (stream, functions) = match fit {
             Some(fit) => (fit.config.stream, fit.functions),
@@ -207,6 +213,7 @@ impl Agent {
             reconfiguring: Mutex::default(),
             spare_code: std::sync::Mutex::default(),
             cloud: opened.as_ref().map(deployment::Opened::cloud),
+            boot_version,
             deployer: OnceLock::new(),
             layout: Layout::default(),
         });
@@ -229,6 +236,17 @@ impl Agent {
     /// What the API, and a signal handler, may do with it.
     pub fn handle(&self) -> Arc<dyn AgentHandle> {
         Arc::clone(&self.parts) as Arc<dyn AgentHandle>
+    }
+
+    /// Resolves when another agent has to run: then this one is to stop.
+    pub fn another(&self) -> impl Future<Output = ()> + use<> {
+        let another = self.parts.deployer.get().map(Deployer::another);
+        async move {
+            match another {
+                Some(another) => another.cancelled_owned().await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Runs until `shutdown` resolves, then stops in the order in which data flows: no new events, let what runs finish, keep

@@ -71,6 +71,15 @@ struct RootArgs {
     /// Let this key take the place of all that ROLE has
     #[arg(long, value_name = "ROLE=FILE")]
     rotate: Vec<RoleFile>,
+    /// Publishers' keys that may sign versions of the agent itself too, from now on only these; without it, what the earlier root says
+    #[arg(long, value_name = "FILE", conflicts_with = "no_agents")]
+    agents: Vec<PathBuf>,
+    /// How many different ones of those must sign
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "agents")]
+    agents_threshold: usize,
+    /// Let nobody sign versions of the agent
+    #[arg(long)]
+    no_agents: bool,
     /// How many different keys of ROLE must sign
     #[arg(long, value_name = "ROLE=N")]
     threshold: Vec<Threshold>,
@@ -137,7 +146,7 @@ async fn first(args: &KeygenArgs, folder: &Path) -> anyhow::Result<()> {
         return Ok(Output::line(&format!("next: {next}"))?);
     };
     roles.push((Role::Online, RoleKeys::new([online], 1)));
-    let root = Root { version: 1, expires_ms: expiry("730d")?, roles: roles.into_iter().collect() };
+    let root = Root { version: 1, expires_ms: expiry("730d")?, roles: roles.into_iter().collect(), agents: None };
     keep(args, &signing::sign(&root, &[key])?, &root, folder).await
 }
 
@@ -164,6 +173,7 @@ async fn next(args: &KeygenArgs, changes: &RootArgs, folder: &Path) -> anyhow::R
         version: 0,
         expires_ms: 0,
         roles: Role::ALL.map(|role| (role, RoleKeys::new([], 1))).into(),
+        agents: None,
     });
     root.version += 1;
     root.expires_ms = expiry(&changes.expires)?;
@@ -190,6 +200,12 @@ async fn next(args: &KeygenArgs, changes: &RootArgs, folder: &Path) -> anyhow::R
     for Threshold(role, threshold) in &changes.threshold {
         root.roles.entry(*role).or_insert_with(|| RoleKeys::new([], 1)).threshold = *threshold;
     }
+    if changes.no_agents {
+        root.agents = None;
+    } else if !changes.agents.is_empty() {
+        let keys = changes.agents.iter().map(|file| signing::read_public(file)).collect::<Result<Vec<_>, _>>()?;
+        root.agents = Some(RoleKeys::new(keys, changes.agents_threshold));
+    }
     for (role, keys) in &root.roles {
         if keys.threshold == 0 || keys.keys.len() < keys.threshold {
             let has = keys.keys.len();
@@ -198,6 +214,10 @@ async fn next(args: &KeygenArgs, changes: &RootArgs, folder: &Path) -> anyhow::R
             return Err(Failure::wrong(what, hint).into());
         }
     }
+    // What is left to be wrong is about those who sign agents.
+    let hint =
+        "name publishers' `.pub` files with `--agents`, at least as many as `--agents-threshold`; or `--no-agents`";
+    root.check().map_err(|refused| Failure::wrong(refused.to_string(), hint))?;
     let keys = args.signers.load(Role::Root)?;
     keep(args, &signing::sign(&root, &keys)?, &root, folder).await
 }
@@ -225,6 +245,10 @@ async fn keep(args: &KeygenArgs, envelope: &Envelope, root: &Root, folder: &Path
     for (role, keys) in &root.roles {
         let ids: Vec<String> = keys.keys.values().map(id).collect();
         Output::line(&format!("  {:<10} {} of {}: {}", role.as_str(), keys.threshold, ids.len(), ids.join(", ")))?;
+    }
+    if let Some(keys) = &root.agents {
+        let ids: Vec<String> = keys.keys.values().map(id).collect();
+        Output::line(&format!("  {:<10} {} of {}: {}", "agents", keys.threshold, ids.len(), ids.join(", ")))?;
     }
     let own = root.roles.get(&Role::Root).map(|keys| envelope.verify::<Root>(keys));
     if let Some(Err(missing)) = own {

@@ -1,8 +1,11 @@
 //! `tidegate run`: the agent in the foreground, as systemd likes it.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::Context;
+use futures_util::FutureExt as _;
+use futures_util::future::FusedFuture as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -10,8 +13,12 @@ use super::ConfigArgs;
 use super::output::Errors;
 use crate::agent::{Agent, Ports};
 use crate::api::AgentHandle;
+use crate::boot::{Another, Boot};
+use crate::config::state_dir_in;
 
 /// Runs the agent in the foreground until SIGTERM or SIGINT, then lets it finish what it has begun; a second one ends it at once
+///
+/// When a deployment names an agent of its own, this becomes that one; and where that does not come up three times, the one before again.
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
     #[command(flatten)]
@@ -19,11 +26,28 @@ pub(super) struct RunArgs {
 }
 
 pub(super) async fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let boot = match state_dir_in(&args.config.file()) {
+        Some(state_dir) => Boot::choose(&state_dir)?,
+        None => Boot::default(),
+    };
     let config = args.config.load()?;
-    let agent = Agent::start(config, Ports::real()).await?;
+    let agent = match Agent::start(config, Ports { boot: boot.clone(), ..Ports::real() }).await {
+        Err(error) if error.is::<Another>() => match boot.again()? {},
+        agent => agent?,
+    };
     let _attendants = [tokio::spawn(reload_on_hangup(agent.handle())), tokio::spawn(keep_watchdog_quiet())];
     tell_systemd(&[NotifyState::Ready]);
-    agent.run_until(shutdown(signals()?)).await
+    let (another, mut ended) = (agent.another(), pin!(shutdown(signals()?).fuse()));
+    agent
+        .run_until(async {
+            tokio::select! { () = &mut ended => {}, () = another => {} }
+        })
+        .await?;
+    // Who asks it to end while it makes room for another one gets what they asked for.
+    if ended.is_terminated() || (&mut ended).now_or_never().is_some() {
+        return Ok(());
+    }
+    match boot.again()? {}
 }
 
 /// SIGTERM and SIGINT, from now on.

@@ -8,7 +8,7 @@ use sync_protocol::report::Phase;
 use super::connect::AgentArgs;
 use super::output::{Output, size, table};
 use crate::api::status::{Latency, Status};
-use crate::deployment::DeploymentStatus;
+use crate::deployment::{AgentStatus, DeploymentStatus};
 use crate::readable::{duration, micros};
 
 /// Shows what runs on the agent, and what it did
@@ -148,12 +148,29 @@ fn deployment(status: &DeploymentStatus) -> String {
         };
         lines.push(format!("deployment {} {phase}", progress.deployment.number));
     }
+    lines.extend(status.agent.as_ref().map(agent));
     lines.extend(status.hidden.iter().cloned());
     lines.extend(status.broken.iter().cloned());
     if !status.refused.is_empty() {
         lines.push(format!("refused: {}", status.refused));
     }
     lines.join("\n")
+}
+
+/// Which agent runs, and whether it is to stay.
+fn agent(agent: &AgentStatus) -> String {
+    let AgentStatus { version, packaged, .. } = agent;
+    let mut text = match agent.deployed {
+        true => format!("agent {version} runs as it was deployed, in place of the packaged {packaged}"),
+        false => format!("the packaged agent {packaged} runs"),
+    };
+    if let Some(starts) = agent.trial_starts {
+        text += &format!(", on trial, start {starts}");
+    }
+    if let Some(failed) = &agent.failed {
+        text += &format!("; the last one did not stay: {failed}");
+    }
+    text
 }
 
 fn section(head: &[&str], rows: Vec<Vec<String>>) -> Option<String> {

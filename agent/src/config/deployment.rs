@@ -38,6 +38,8 @@ pub struct DeploymentFile {
     pub layer: Vec<Item>,
     /// `[[runtime]]`.
     pub runtime: Vec<Item>,
+    /// `[agent]`: what all of it runs on; the packaged agent without it.
+    pub agent: Option<Item>,
     /// `[stream.NAME]`.
     pub stream: BTreeMap<StreamName, StreamConfig>,
     /// `[policy]`.
@@ -55,6 +57,7 @@ keys! { DeploymentFile:
     model = each(),
     layer = each(),
     runtime = each(),
+    agent = setting(),
     stream = section(BTreeMap::new()),
     policy = or(PolicyFile::default());
     with settings = |_table| BTreeMap::new()
@@ -96,7 +99,7 @@ pub struct ModelItem {
 
 keys! { ModelItem: name = required("\"motion\""), version = required("\"live\""), concurrency = optional() }
 
-/// `[[layer]]` and `[[runtime]]`.
+/// `[[layer]]`, `[[runtime]]` and `[agent]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// Its name in the registry.

@@ -13,6 +13,8 @@ pub struct Environment {
     pub onnxruntime: Option<PathBuf>,
     /// `CREDENTIALS_DIRECTORY`: where systemd puts what `LoadCredential` of the unit names.
     pub credentials: Option<PathBuf>,
+    /// `TIDEGATE_BOOT`: what the packaged agent says to a deployed one that it has chosen; not for people.
+    pub boot: Option<String>,
     /// `XDG_CONFIG_HOME`, else `.config` in `HOME`: where the person at the command line keeps settings.
     pub config_home: Option<PathBuf>,
 }
@@ -26,6 +28,7 @@ impl Environment {
             log: std::env::var("TIDEGATE_LOG").ok().filter(|level| !level.is_empty()),
             onnxruntime: folder("TIDEGATE_ONNXRUNTIME"),
             credentials: folder("CREDENTIALS_DIRECTORY"),
+            boot: std::env::var("TIDEGATE_BOOT").ok(),
             config_home: folder("XDG_CONFIG_HOME").or_else(|| folder("HOME").map(|home| home.join(".config"))),
         }
     }

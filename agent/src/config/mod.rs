@@ -182,6 +182,13 @@ pub fn socket_in(file: &Path) -> Option<PathBuf> {
     Some(text("api", "socket").unwrap_or_else(|| state_dir().join(SOCKET)))
 }
 
+/// Where the agent of `file` keeps its state, whatever else is right or wrong in there: a deployed agent may know keys that this one does not.
+pub fn state_dir_in(file: &Path) -> Option<PathBuf> {
+    let document = Document::open(file, "").ok()?;
+    let said = document.root.get("gateway").and_then(|gateway| gateway.get("state_dir"));
+    Some(said.and_then(|path| path.as_str()).map_or(GatewayConfig::default().state_dir, |path| document.resolve(path)))
+}
+
 /// All keys that the two files can have, by table; the reference must name each.
 pub fn tables() -> Vec<(&'static str, &'static [&'static str])> {
     vec![

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use sync_client::Cloud;
 use sync_protocol::desired::DeploymentRef;
 use sync_protocol::report::Running;
-use sync_protocol::{Blob, Digest, VerifiedDeployment};
+use sync_protocol::{Blob, Digest, Release, VerifiedDeployment};
 
 use super::DeploymentStatus;
+use super::agents::Agents;
 use super::folder::Folder;
 use super::native::Native;
 use super::stage::{Fit, Shelf};
 use super::state::{Input, State};
+use crate::boot::{self, Which};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::hint::Told;
@@ -25,6 +27,7 @@ pub(super) struct Book {
     pub(super) cloud: Cloud,
     pub(super) clock: Clock,
     pub(super) state: State,
+    pub(super) agents: Agents,
     /// What is on disk, when that is older.
     older: Option<State>,
     /// Why it cannot be written.
@@ -38,12 +41,14 @@ pub(super) struct Book {
     pub(super) hidden: Vec<String>,
     /// Why what must serve does not.
     pub(super) broken: Option<String>,
+    /// Why the agent that should run does not.
+    unable: Option<String>,
     /// What was unpacked again for that reason.
     pub(super) renewed: Option<DeploymentRef>,
 }
 
 impl Book {
-    pub(super) fn new(folder: Folder, shelf: Shelf, cloud: Cloud, clock: Clock) -> Self {
+    pub(super) fn new(folder: Folder, shelf: Shelf, cloud: Cloud, clock: Clock, agents: Agents) -> Self {
         let state = folder.load();
         Self {
             folder,
@@ -51,6 +56,7 @@ impl Book {
             cloud,
             clock,
             state,
+            agents,
             older: None,
             stuck: None,
             known: HashMap::new(),
@@ -58,6 +64,7 @@ impl Book {
             serving: None,
             hidden: Vec::new(),
             broken: None,
+            unable: None,
             renewed: None,
         }
     }
@@ -114,6 +121,30 @@ impl Book {
         Ok(verified)
     }
 
+    /// Whether another agent has to run, before anything else is done by what is on disk.
+    ///
+    /// # Errors
+    /// With why that cannot be.
+    pub(super) fn another(&mut self) -> anyhow::Result<bool> {
+        let another = self.compare_agents();
+        self.unable = another.as_ref().err().map(|error| Told::of(error).text());
+        another
+    }
+
+    fn compare_agents(&mut self) -> anyhow::Result<bool> {
+        if !self.agents.may_change() {
+            return Ok(false);
+        }
+        let (kept, trial) = (self.state.kept(), self.state.on_trial());
+        let mut agent = |deployment| {
+            let verified = self.verified(deployment)?;
+            Ok::<_, anyhow::Error>(self.agents.of(&verified))
+        };
+        let kept = kept.map(&mut agent).transpose()?.flatten();
+        let trial = trial.map(|trial| Ok::<_, anyhow::Error>((trial, agent(trial)?))).transpose()?;
+        self.agents.follow(kept, trial, &self.shelf.blobs)
+    }
+
     /// What must serve, beside `base`; `None` is gateway.toml alone. What does not fit is given up on the way.
     pub(super) fn fit(&mut self, base: &Config) -> Option<Fit> {
         while let Some(deployment) = self.state.serves() {
@@ -168,7 +199,8 @@ impl Book {
             kept: state.kept(),
             running,
             hidden: self.hidden.clone(),
-            broken: self.broken.clone().or_else(|| self.stuck.clone()),
+            broken: self.broken.clone().or_else(|| self.stuck.clone()).or_else(|| self.unable.clone()),
+            agent: self.agents.status(),
             ..DeploymentStatus::default()
         }
     }
@@ -188,7 +220,7 @@ impl Book {
         for deployment in &references {
             if !self.code.contains_key(deployment)
                 && let Ok(verified) = self.verified(*deployment)
-                && verified.releases().iter().all(|release| self.shelf.is_unpacked(&release.blob))
+                && bundles_of(&verified).all(|bundle| self.shelf.is_unpacked(&bundle))
                 && let Ok(fit) = self.shelf.fit(verified, base)
             {
                 self.code.insert(*deployment, fit.code());
@@ -202,9 +234,13 @@ impl Book {
     pub(super) async fn clean(&mut self, pinned: BTreeSet<Digest>, native: &Native) {
         let references: Vec<_> = self.state.references().collect();
         let mut needed = pinned;
+        let mut agents: Vec<Which> = Vec::new();
         for deployment in &references {
             match self.verified(*deployment) {
-                Ok(verified) => needed.extend(native.and_bundles(&verified).iter().map(|blob| blob.digest)),
+                Ok(verified) => {
+                    needed.extend(native.and_bundles(&verified).iter().map(|blob| blob.digest));
+                    agents.push(self.agents.of(&verified));
+                }
                 // What cannot be read cannot say what it needs.
                 Err(_) => return,
             }
@@ -216,6 +252,7 @@ impl Book {
         if let Err(error) = self.cloud.blobs().keep_only(needed).await {
             tracing::warn!(%error, "blobs that nothing needs stay for now");
         }
+        self.agents.clean(agents.into_iter());
         self.folder.keep_only(&references);
         self.known.retain(|deployment, _| references.contains(deployment));
     }
@@ -223,5 +260,11 @@ impl Book {
 
 /// The bytes that a deployment cannot do without.
 pub(super) fn blobs_of(verified: &VerifiedDeployment) -> impl Iterator<Item = Blob> {
-    verified.releases().iter().map(|release| release.blob)
+    let build = |release| boot::build_of(release).ok().map(|build| build.blob);
+    verified.releases().iter().filter_map(move |release| release.bundle().or_else(|| build(release)))
+}
+
+/// What of them is unpacked.
+pub(super) fn bundles_of(verified: &VerifiedDeployment) -> impl Iterator<Item = Blob> {
+    verified.releases().iter().filter_map(Release::bundle)
 }

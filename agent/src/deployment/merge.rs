@@ -67,8 +67,8 @@ impl Deployed {
                     }
                     models.push(Value::Table(table));
                 }
-                // Mounted by the functions that name it.
-                Kind::Layer => {}
+                // Mounted by the functions that name it; and what all of this runs on.
+                Kind::Layer | Kind::Agent => {}
                 Kind::Runtime => problems.push(Problem {
                     place: place(&origin),
                     key: format!("runtime[{}]", artifact.name),

@@ -2,7 +2,7 @@
 //!
 //! [`state`] decides and does nothing; [`worker`] does what the state says and decides nothing. In between: [`folder`] remembers, [`merge`]
 //! reads a deployment as more of gateway.toml, [`native`] says which native code fits, [`stage`] makes it ready, [`watch`] judges it, [`report`] tells the control plane, [`file`]
-//! reads one from a stick.
+//! reads one from a stick; [`agents`] brings what it says of the agent itself into the boot record.
 //!
 //! # Promises
 //! - At any time the deployment that was kept last serves, or the one on trial; never neither, and never one that was given up.
@@ -10,6 +10,7 @@
 //! - Going back needs no network and no compiler.
 //! - Tests of what is staged reach nothing but a folder that goes with them.
 
+mod agents;
 mod book;
 mod file;
 mod folder;
@@ -37,6 +38,8 @@ use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::agents::AgentStatus;
+use self::agents::Agents;
 use self::book::Book;
 pub(crate) use self::file::check as check_file;
 pub use self::file::{Applied, ApplyError};
@@ -47,6 +50,7 @@ pub(crate) use self::report::last_errors;
 use self::stage::{Bench, Fit, Running, Shelf};
 use self::state::Input;
 use self::worker::{Command, Wires, Worker};
+use crate::boot::{Another, Boot};
 use crate::clock::Clock;
 use crate::config::{CloudConfig, Config, ModelConfig};
 use crate::inference::Models;
@@ -82,6 +86,9 @@ pub struct DeploymentStatus {
     /// How it stands with the control plane; none: deployments come from files only.
     #[serde(default)]
     pub link: Option<String>,
+    /// Which agent runs; none: no other than the packaged one was ever deployed.
+    #[serde(default)]
+    pub agent: Option<AgentStatus>,
     /// Why the last thing that the control plane wanted was refused; empty: it was not.
     #[serde(default)]
     pub refused: String,
@@ -135,6 +142,8 @@ pub(crate) struct Deployer {
     pinned: Arc<Mutex<BTreeSet<Digest>>>,
     /// One file at a time.
     applying: tokio::sync::Mutex<()>,
+    /// Another agent has to run.
+    another: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -142,8 +151,8 @@ pub(crate) struct Deployer {
 /// Opens what is on disk; `None` when nobody may deploy to this gateway, and nobody ever did.
 ///
 /// # Errors
-/// When something on disk cannot be used.
-pub(crate) fn open(config: &Config, limits: &Arc<Limits>, clock: &Clock) -> anyhow::Result<Option<Opened>> {
+/// When something on disk cannot be used; [`Another`], when another agent has to run.
+pub(crate) fn open(config: &Config, limits: &Arc<Limits>, clock: &Clock, boot: Boot) -> anyhow::Result<Option<Opened>> {
     let state_dir = &config.gateway.state_dir;
     let folder = state_dir.join("deployment");
     let Some(cloud_config) = config.cloud.clone().or_else(|| folder.is_dir().then(CloudConfig::default)) else {
@@ -151,10 +160,21 @@ pub(crate) fn open(config: &Config, limits: &Arc<Limits>, clock: &Clock) -> anyh
     };
     let (follower, cloud) = Follower::open(sync_config(config, &cloud_config), now(clock)).context("[cloud]")?;
     let shelf = Shelf { blobs: cloud.blobs().clone(), bundles: state_dir.join("bundles"), limits: Arc::clone(limits) };
-    let mut book = Book::new(Folder::open(&folder)?, shelf, cloud, clock.clone());
+    let agents = Agents::open(boot, state_dir);
+    let mut book = Book::new(Folder::open(&folder)?, shelf, cloud, clock.clone(), agents);
     book.take(Input::Started);
+    if let Some((deployment, reason)) =
+        book.state.on_trial().and_then(|on_trial| Some((on_trial, book.agents.failure(Some(on_trial))?)))
+    {
+        book.take(Input::Unfit { deployment, reason });
+    }
     // A disk that takes nothing is no reason not to serve what is on it.
-    let _ = book.write();
+    if book.write().is_ok() {
+        // Why another one cannot run is told as long as that lasts.
+        if let Ok(true) = book.another() {
+            return Err(Another.into());
+        }
+    }
     let follower = cloud_config.url.is_some().then_some(follower);
     Ok(Some(Opened { book, follower, config: cloud_config }))
 }
@@ -214,10 +234,12 @@ impl Opened {
         let scratch = book.folder.path().to_owned();
         let native = Native::new(&runtime, config.native_code);
         let (shelf, its) = (book.shelf.clone(), native.clone());
-        let bench = Bench { shelf, runtime, native: its, models, clock: clock.clone(), scratch };
+        let agents = book.agents.clone();
+        let bench = Bench { shelf, runtime, native: its, agents, models, clock: clock.clone(), scratch };
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let (status, told) = channel::channel(Arc::new(book.status(host.running_now())));
         let (stop, tasks, pinned) = (CancellationToken::new(), TaskTracker::new(), Arc::default());
+        let another = CancellationToken::new();
         if let Some(follower) = follower {
             let reporter = report::Reporter {
                 host: Arc::clone(&host),
@@ -229,7 +251,7 @@ impl Opened {
             let logs = report::Logs { cloud: cloud.clone(), ring: logs, clock: clock.clone() };
             tasks.spawn(logs.run(stop.clone()));
         }
-        let wires = Wires { commands: receiver, status, pinned: Arc::clone(&pinned) };
+        let wires = Wires { commands: receiver, status, pinned: Arc::clone(&pinned), another: another.clone() };
         let worker = Worker::new(book, bench, host, metrics, follows, wires);
         tasks.spawn(worker.run());
         tasks.close();
@@ -242,6 +264,7 @@ impl Opened {
             clock,
             pinned,
             applying: tokio::sync::Mutex::default(),
+            another,
             stop,
             tasks,
         }
@@ -263,6 +286,11 @@ impl Deployer {
         let link = self.follows.then(|| self.cloud.link().borrow().to_string());
         let refused = self.cloud.refused().borrow().clone();
         DeploymentStatus { link, refused, ..DeploymentStatus::clone(&self.status.borrow()) }
+    }
+
+    /// Says when another agent has to run.
+    pub(crate) fn another(&self) -> CancellationToken {
+        self.another.clone()
     }
 
     /// gateway.toml was read again: what would not fit may.

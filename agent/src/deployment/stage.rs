@@ -9,6 +9,8 @@ use anyhow::{Context as _, bail};
 use sync_client::BlobStore;
 use sync_protocol::{Blob, Digest, Kind, VerifiedDeployment};
 
+use super::agents::Agents;
+use super::book::bundles_of;
 use super::merge::{self, Deployed};
 use super::native::Native;
 use crate::capability::Capability;
@@ -37,6 +39,7 @@ pub(crate) struct Bench {
     pub(crate) shelf: Shelf,
     pub(crate) runtime: Runtime,
     pub(crate) native: Native,
+    pub(crate) agents: Agents,
     pub(crate) models: Arc<Models>,
     pub(crate) clock: Clock,
     /// For what is only needed meanwhile.
@@ -98,10 +101,8 @@ impl Shelf {
     /// # Errors
     /// With all that is wrong with the two together.
     pub(crate) fn fit(&self, verified: VerifiedDeployment, base: &Config) -> anyhow::Result<Fit> {
-        for release in verified.releases() {
-            if !self.is_unpacked(&release.blob) {
-                self.unpack(&release.blob)?;
-            }
+        for bundle in bundles_of(&verified).filter(|bundle| !self.is_unpacked(bundle)) {
+            self.unpack(&bundle)?;
         }
         Fit::new(Arc::new(Deployed::new(verified, &self.bundles)?), base, &self.limits)
     }
@@ -143,10 +144,12 @@ impl Bench {
         running: &Running,
         models: &[ModelConfig],
     ) -> anyhow::Result<Fit> {
+        // 0. What it is to run on.
+        self.agents.stage(&verified, &self.shelf.blobs).await?;
         // 1. Bytes: unpacked from blobs that have just been read and come to their digests.
         let (shelf, base) = (self.shelf.clone(), base.clone());
         let fit = aside(move || {
-            verified.releases().iter().try_for_each(|release| shelf.unpack(&release.blob).map(drop))?;
+            bundles_of(&verified).try_for_each(|bundle| shelf.unpack(&bundle).map(drop))?;
             shelf.fit(verified, &base)
         });
         let fit = fit.await.context("a thread of the agent ended")??;

@@ -22,6 +22,9 @@ pub(crate) struct Before {
     pub(crate) functions: BTreeMap<FunctionName, Was>,
     /// What was wrong with the agent's health anyway.
     pub(crate) unhealthy: Vec<String>,
+    /// Whether it brought another agent, and the one before had the control plane's line.
+    #[serde(default)]
+    pub(crate) linked: bool,
 }
 
 /// How a function did.
@@ -68,7 +71,7 @@ impl Before {
             let failed_percent = if known { did.failed * 100 / did.runs } else { 0 };
             (name.clone(), Was { failed_percent, p99_us: did.p99_us.filter(|_| known) })
         };
-        Self { functions: functions.iter().map(was).collect(), unhealthy }
+        Self { functions: functions.iter().map(was).collect(), unhealthy, linked: false }
     }
 }
 

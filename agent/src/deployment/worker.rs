@@ -12,11 +12,12 @@ use sync_protocol::{Digest, VerifiedDeployment};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::book::{Book, blobs_of};
 use super::native::Native;
 use super::stage::{Bench, Fit};
-use super::state::{Input, Work};
+use super::state::{Input, Verdict, Work};
 use super::watch::{Before, Watch};
 use super::{DeploymentStatus, Host};
 use crate::hint::Told;
@@ -57,6 +58,8 @@ pub(super) struct Wires {
     pub(super) status: watch::Sender<Arc<DeploymentStatus>>,
     /// Blobs that stay though nothing refers to them yet.
     pub(super) pinned: Arc<Mutex<BTreeSet<Digest>>>,
+    /// Another agent has to run.
+    pub(super) another: CancellationToken,
 }
 
 /// The task.
@@ -70,6 +73,7 @@ pub(super) struct Worker {
     commands: mpsc::Receiver<Command>,
     status: watch::Sender<Arc<DeploymentStatus>>,
     pinned: Arc<Mutex<BTreeSet<Digest>>>,
+    another: CancellationToken,
     job: Option<Job>,
     watch: Option<(DeploymentRef, Watch)>,
     progress: watch::Sender<Option<(DeploymentRef, (u64, u64))>>,
@@ -77,6 +81,7 @@ pub(super) struct Worker {
     cleaned: Option<Vec<DeploymentRef>>,
     looked: Instant,
     retry_at: Option<Instant>,
+    agent_retry_at: Option<Instant>,
     /// What the control plane wants, while the disk does not take it.
     unbegun: Option<Arc<Accepted>>,
     /// Fetches again what the disk has lost of the deployment that must serve.
@@ -98,7 +103,7 @@ impl Worker {
         follows: bool,
         wires: Wires,
     ) -> Self {
-        let Wires { commands, status, pinned } = wires;
+        let Wires { commands, status, pinned, another } = wires;
         let looked = book.clock.instant();
         Self {
             book,
@@ -109,6 +114,7 @@ impl Worker {
             commands,
             status,
             pinned,
+            another,
             job: None,
             watch: None,
             progress: watch::Sender::default(),
@@ -116,6 +122,7 @@ impl Worker {
             cleaned: None,
             looked,
             retry_at: None,
+            agent_retry_at: None,
             unbegun: None,
             mending: None,
         }
@@ -127,7 +134,8 @@ impl Worker {
         let mut fetched = self.progress.subscribe();
         loop {
             self.settle().await;
-            let waits = self.retry_at.is_some() || self.unbegun.is_some() || !self.book.is_written();
+            let waits =
+                self.retry_at.or(self.agent_retry_at).is_some() || self.unbegun.is_some() || !self.book.is_written();
             let busy = self.book.state.is_busy() || waits;
             let job = self.job.as_mut().map(|job| &mut job.task);
             let mending = self.mending.as_mut();
@@ -142,6 +150,7 @@ impl Worker {
                     Some(Command::Stop(done)) => {
                         self.job = None;
                         self.book.take(Input::Stopping);
+                        self.book.agents.stopped();
                         // What is not written is found out again at the next start.
                         let _ = self.book.write();
                         let _ = done.send(());
@@ -166,7 +175,9 @@ impl Worker {
                     self.job = None;
                     self.book.take(input);
                 }
-                () = mended(mending) => (self.mending, self.retry_at, self.book.renewed) = (None, None, None),
+                () = mended(mending) => {
+                    (self.mending, self.retry_at, self.agent_retry_at, self.book.renewed) = (None, None, None, None);
+                }
                 () = tokio::time::sleep_until(self.looked + TICK), if busy => self.tick(),
             }
         }
@@ -214,7 +225,11 @@ impl Worker {
         let link = !self.follows || *self.book.cloud.link().borrow() == Link::Connected;
         let verdict = match (&self.watch, self.book.state.yardstick(elapsed_ms)) {
             (Some((_, watch)), Some((before, policy, at_end))) => {
-                Some(watch.judge(before, policy, at_end, &self.host.unhealthy()))
+                let verdict = watch.judge(before, policy, at_end, &self.host.unhealthy());
+                let lost = before.linked && !link && verdict == Verdict::Good;
+                let why =
+                    || Verdict::Doubtful("the control plane is not reached, as it was by the agent before".into());
+                Some(if lost { why() } else { verdict })
             }
             _ => None,
         };
@@ -235,6 +250,18 @@ impl Worker {
         let now = self.book.clock.instant();
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
+        }
+        // 0. What it runs on. Nothing of a deployment serves on the agent of another one.
+        if self.agent_retry_at.is_none_or(|at| at <= now) {
+            self.agent_retry_at = None;
+            match self.book.another() {
+                Ok(true) => {
+                    self.another.cancel();
+                    return false;
+                }
+                Ok(false) => {}
+                Err(error) => return self.without_agent(&error),
+            }
         }
         // 1. What serves.
         if self.book.serving != self.book.state.serves() && self.retry_at.is_none() {
@@ -274,6 +301,19 @@ impl Worker {
             self.cleaned = Some(references);
         }
         false
+    }
+
+    /// The agent of what must serve cannot run: what is on trial is given up, and what was kept serves on this one. Whether more follows at once.
+    fn without_agent(&mut self, error: &anyhow::Error) -> bool {
+        let reason = Told::of(error).causes.join(": ");
+        if let Some(deployment) = self.book.state.on_trial() {
+            self.book.take(Input::Unfit { deployment, reason });
+            return true;
+        }
+        tracing::error!(reason, "the agent that was deployed does not run");
+        self.agent_retry_at = Some(self.book.clock.instant() + RETRY);
+        self.book.state.kept().into_iter().for_each(|kept| self.mend(kept));
+        true
     }
 
     async fn serve(&mut self) {
@@ -362,6 +402,10 @@ impl Worker {
             }
             Work::Activate(_) => {
                 let (shelf, host, metrics) = (self.book.shelf.clone(), Arc::clone(&self.host), self.metrics.clone());
+                // Only another agent can be at fault when the line is gone.
+                let linked = self.follows
+                    && *self.book.cloud.link().borrow() == Link::Connected
+                    && self.book.agents.differs(&verified);
                 tokio::spawn(async move {
                     let policy = verified.deployment().policy;
                     let (base, running, models) = (host.base(), host.running(), host.models());
@@ -371,7 +415,7 @@ impl Worker {
                         |fit| fit.changed(&running, &models).map(|spec| spec.name.clone()).collect(),
                     );
                     let before = Before::of(&names, &metrics, host.unhealthy(), &policy);
-                    Input::Activated { deployment, before }
+                    Input::Activated { deployment, before: Before { linked, ..before } }
                 })
             }
         };

@@ -31,7 +31,7 @@ impl Engine {
             (InferenceRuntime::Tract, _) => Self::Tract,
             (_, Some(library)) => Self::load_first(std::slice::from_ref(library), config.threads)?,
             (runtime, None) => {
-                let program = std::env::current_exe().ok();
+                let program = crate::boot::program();
                 let search = Search::run(program.as_deref().and_then(Path::parent), Path::new("/"));
                 match Self::load_first(&search.found, config.threads) {
                     Ok(engine) => engine,

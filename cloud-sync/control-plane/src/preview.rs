@@ -21,7 +21,8 @@ pub struct Preview {
     pub fetch: Vec<Digest>,
     /// What is new on it, as `function/oven 1.2.0`.
     pub add: Vec<String>,
-    /// What would be replaced or restarted: another version, other settings or rights, or a model, layer or runtime of it that changes.
+    /// What would be replaced or restarted: another version, other settings or rights, or a model, layer or runtime of it that changes; all, when
+    /// the agent changes.
     pub restart: Vec<String>,
     /// What would go on untouched.
     pub keep: Vec<String>,
@@ -47,6 +48,7 @@ pub fn preview(gateway: &GatewayName, now: Option<Complete<'_>>, next: Complete<
 
     let changed = |kind, name: &ArtifactName| before.get(&(kind, name)) != after.get(&(kind, name));
     let runtimes = after.keys().chain(before.keys()).any(|(kind, name)| *kind == Kind::Runtime && changed(*kind, name));
+    let agents = after.keys().chain(before.keys()).any(|(kind, name)| *kind == Kind::Agent && changed(*kind, name));
     let (mut add, mut restart, mut keep) = (Vec::new(), Vec::new(), Vec::new());
     for artifact in &next.deployment.artifacts {
         let models = next.releases.get(&artifact.release).map(|release| release.models.as_slice()).unwrap_or_default();
@@ -57,6 +59,8 @@ pub fn preview(gateway: &GatewayName, now: Option<Complete<'_>>, next: Complete<
         let list = match before.get(&(artifact.kind, &artifact.name)) {
             None => &mut add,
             Some(before) if *before != artifact => &mut restart,
+            // Another agent is another process: all that runs is started again.
+            Some(_) if agents => &mut restart,
             // Which runtime a function needs stands in its bundle, which is not read here.
             Some(_) if artifact.kind == Kind::Function && (models || layers || runtimes) => &mut restart,
             Some(_) => &mut keep,
@@ -85,5 +89,74 @@ fn blobs(complete: Complete<'_>, native: Option<&str>) -> BTreeSet<Blob> {
         let native = release.native.iter().filter(|code| Some(code.target.as_str()) == native);
         native.map(|code| code.blob).collect::<Vec<_>>()
     };
-    releases.flat_map(|release| [release.blob].into_iter().chain(fits(release))).collect()
+    releases.flat_map(|release| release.bundle().into_iter().chain(fits(release))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use sync_protocol::capability::Capabilities;
+    use sync_protocol::deployment::{Policy, Target};
+    use sync_protocol::name::GroupName;
+    use sync_protocol::release::NativeCode;
+
+    use super::*;
+
+    fn release(kind: Kind, name: &str, targets: &[&str]) -> Release {
+        let blob = |text: &str| Blob { digest: Digest::of(text.as_bytes()), bytes: text.len() as u64 };
+        let build = |target: &&str| NativeCode {
+            target: (*target).to_owned(),
+            compatibility: "full".to_owned(),
+            blob: blob(target),
+        };
+        let native: Vec<_> = targets.iter().map(build).collect();
+        Release {
+            kind,
+            name: ArtifactName::parse(name).unwrap(),
+            version: "1.0.0".parse().unwrap(),
+            blob: native.first().map_or_else(|| blob(name), |first| first.blob),
+            capabilities: Capabilities::default(),
+            models: Vec::new(),
+            minimum: None,
+            native,
+            published_ms: 0,
+        }
+    }
+
+    fn deployment(releases: &[Release]) -> (Deployment, BTreeMap<Digest, Release>) {
+        let digest = |release: &Release| Digest::of(release.to_string().as_bytes());
+        let artifacts = releases.iter().map(|release| Artifact {
+            kind: release.kind,
+            name: release.name.clone(),
+            version: release.version.clone(),
+            release: digest(release),
+            capabilities: Capabilities::default(),
+            settings: BTreeMap::new(),
+        });
+        let deployment = Deployment {
+            target: Target::Group(GroupName::parse("presses").unwrap()),
+            number: 1,
+            floor: 1,
+            created_ms: 0,
+            expires_ms: 0,
+            artifacts: artifacts.collect(),
+            streams: BTreeMap::new(),
+            policy: Policy::default(),
+            comment: String::new(),
+        };
+        (deployment, releases.iter().map(|release| (digest(release), release.clone())).collect())
+    }
+
+    #[test]
+    fn another_agent_restarts_all_and_one_build_of_it_is_fetched() {
+        let (oven, agent) =
+            (release(Kind::Function, "oven", &[]), release(Kind::Agent, "tidegate", &["arm", "x86-64"]));
+        let (before, after) = (deployment(std::slice::from_ref(&oven)), deployment(&[oven, agent]));
+        let complete = |(deployment, releases)| Complete { deployment, releases };
+        let gateway = GatewayName::parse("press-1").unwrap();
+        let now = complete((&before.0, &before.1));
+        let shown = preview(&gateway, Some(now), complete((&after.0, &after.1)), Some("x86-64"));
+        assert_eq!(shown.add, ["agent/tidegate 1.0.0"]);
+        assert_eq!(shown.restart, ["function/oven 1.0.0"]);
+        assert_eq!(shown.fetch, [Digest::of(b"x86-64")]);
+    }
 }

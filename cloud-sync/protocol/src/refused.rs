@@ -43,6 +43,12 @@ pub enum Refused {
         /// How many it takes.
         threshold: usize,
     },
+    /// Nobody may sign agents for this fleet.
+    #[error("{artifact} is a release of the agent, and the root of trust lets nobody sign those")]
+    NoAgents {
+        /// What, with its version.
+        artifact: String,
+    },
     /// A false root on the first contact.
     #[error("the root of trust is {offered}, not {expected}, which the claim token or the file names")]
     NotTheAnchor {
@@ -219,6 +225,7 @@ impl Refused {
             Self::Signatures { .. } => {
                 "have it signed by as many holders of keys as the root asks for; if nobody signed this, find out who sent it"
             }
+            Self::NoAgents { .. } => "let a publisher sign them: `tidegate keygen root --from ROOT --agents FILE`",
             Self::NotTheAnchor { .. } => {
                 "give the gateway a claim token or a root file of the control plane that it talks to"
             }

@@ -23,9 +23,14 @@ pub enum Kind {
     Layer,
     /// The interpreter of a language: a component.
     Runtime,
+    /// The agent itself: a program for each processor that it was built for.
+    Agent,
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Function, Self::Model, Self::Layer, Self::Runtime, Self::Agent];
+
     /// As in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -33,6 +38,7 @@ impl Kind {
             Self::Model => "model",
             Self::Layer => "layer",
             Self::Runtime => "runtime",
+            Self::Agent => "agent",
         }
     }
 }
@@ -53,13 +59,13 @@ pub struct Blob {
     pub bytes: u64,
 }
 
-/// A component compiled for one processor by the publisher, for gateways without a compiler.
+/// Machine code for one processor: of a component, which the publisher has compiled for gateways without a compiler, or of the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NativeCode {
     /// `aarch64-unknown-linux-gnu`, `pulley32`, ….
     pub target: String,
-    /// What the gateway's engine must say of itself for the code to fit.
+    /// What the gateway's engine must say of itself for the code to fit; of an agent, which of its builds it is: `full` or `thin`.
     pub compatibility: String,
     /// The code.
     pub blob: Blob,
@@ -74,7 +80,7 @@ pub struct Release {
     pub name: ArtifactName,
     /// Semantic version.
     pub version: Version,
-    /// The bundle.
+    /// The bundle; of an agent the first of its builds, which are all in `native`.
     pub blob: Blob,
     /// The most that any operator may grant it (functions).
     #[serde(default)]
@@ -85,7 +91,7 @@ pub struct Release {
     /// Once this version was active on a gateway, no version below this one runs there again: a hole that was mended stays mended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum: Option<Version>,
-    /// Compiled code.
+    /// Compiled code (functions), or all builds (agents).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub native: Vec<NativeCode>,
     /// Unix time at which it was signed, by the publisher's clock.
@@ -98,6 +104,11 @@ impl Document for Release {
 }
 
 impl Release {
+    /// What a gateway of any kind needs of it: nothing of an agent, of which it takes the build for its processor only.
+    pub fn bundle(&self) -> Option<Blob> {
+        (self.kind != Kind::Agent).then_some(self.blob)
+    }
+
     /// `function/oven`: what all its versions have in common.
     pub fn unversioned(&self) -> String {
         format!("{}/{}", self.kind, self.name)

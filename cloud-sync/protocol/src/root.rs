@@ -50,6 +50,10 @@ pub struct Root {
     pub expires_ms: u64,
     /// Who may sign what; every role is there.
     pub roles: BTreeMap<Role, RoleKeys>,
+    /// Those of the publishers who may sign releases of the agent, and how many of them must; without it nobody may. It is no role, because
+    /// gateways of before it know all roles, and would refuse a root with another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agents: Option<RoleKeys>,
 }
 
 impl Document for Root {
@@ -103,6 +107,16 @@ impl Root {
             }
             if let Some((id, key)) = keys.iter().find(|(id, key)| key.id() != **id) {
                 return Err(self.malformed(format!("key {} is listed under the id {id}", key.id())));
+            }
+        }
+        if let Some(RoleKeys { keys, threshold }) = &self.agents {
+            let publishers = self.keys(Role::Publisher)?;
+            if *threshold == 0 || *threshold > keys.len() {
+                let count = keys.len();
+                return Err(self.malformed(format!("{threshold} of {count} keys must sign for agents")));
+            }
+            if let Some((id, _)) = keys.iter().find(|(id, key)| publishers.keys.get(id) != Some(key)) {
+                return Err(self.malformed(format!("key {id} may sign agents and is no publisher's")));
             }
         }
         // What is on-line can be stolen by who breaks in: it must be good for nothing else.

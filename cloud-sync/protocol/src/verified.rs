@@ -93,7 +93,7 @@ impl VerifiedDeployment {
         for artifact in &signed.artifacts {
             let what = || format!("the release of {artifact}");
             let envelope = offered.remove(&artifact.release).ok_or_else(|| Refused::Missing { what: what() })?;
-            verified.push(read.read(Role::Publisher, &what(), envelope)?);
+            verified.push(read.read_release(&what(), envelope)?);
             envelopes.push(envelope.clone());
         }
         if let Some((digest, _)) = offered.first_key_value() {
@@ -114,12 +114,26 @@ impl VerifiedDeployment {
 /// How a part of a deployment is read.
 pub(crate) trait Read {
     fn read<T: Document>(&self, role: Role, what: &str, envelope: &Envelope) -> Result<T, Refused>;
+
+    fn read_release(&self, what: &str, envelope: &Envelope) -> Result<Release, Refused> {
+        self.read(Role::Publisher, what, envelope)
+    }
 }
 
 /// By the signatures that the root asks for.
 impl Read for Root {
     fn read<T: Document>(&self, role: Role, what: &str, envelope: &Envelope) -> Result<T, Refused> {
         envelope.verify(self.keys(role)?).map_err(Refused::of(what))
+    }
+
+    /// An agent is all that a gateway does: to sign one takes more than to sign what runs in its sandbox.
+    fn read_release(&self, what: &str, envelope: &Envelope) -> Result<Release, Refused> {
+        let release: Release = self.read(Role::Publisher, what, envelope)?;
+        if release.kind != Kind::Agent {
+            return Ok(release);
+        }
+        let Some(agents) = &self.agents else { return Err(Refused::NoAgents { artifact: release.to_string() }) };
+        envelope.verify(agents).map_err(Refused::of(format!("{what}, as one of the agent,")))
     }
 }
 
@@ -138,7 +152,7 @@ impl Root {
     /// # Errors
     /// With what is wrong.
     pub fn verify_release(&self, envelope: &Envelope) -> Result<Release, Refused> {
-        let release: Release = self.read(Role::Publisher, "the release", envelope)?;
+        let release = self.read_release("the release", envelope)?;
         release.check()?;
         Ok(release)
     }
@@ -166,6 +180,15 @@ impl Release {
         for blob in std::iter::once(&self.blob).chain(self.native.iter().map(|native| &native.blob)) {
             if blob.bytes > BLOB_BYTES_MAX {
                 return Err(malformed(format!("a blob of {} bytes, more than {BLOB_BYTES_MAX}", blob.bytes)));
+            }
+        }
+        if self.kind == Kind::Agent {
+            if self.native.first().is_none_or(|first| first.blob != self.blob) {
+                return Err(malformed("its blob is not the first of its builds".to_owned()));
+            }
+            let builds: BTreeSet<_> = self.native.iter().map(|build| (&build.target, &build.compatibility)).collect();
+            if builds.len() < self.native.len() {
+                return Err(malformed("two of its builds are for the same gateways".to_owned()));
             }
         }
         if let Some(minimum) = self.minimum.as_ref().filter(|minimum| minimum.cmp_precedence(&self.version).is_gt()) {
@@ -196,6 +219,9 @@ impl Deployment {
         }
         if self.artifacts.len() != releases.len() {
             return Err(malformed(format!("{} artifacts and {} releases", self.artifacts.len(), releases.len())));
+        }
+        if self.artifacts.iter().filter(|artifact| artifact.kind == Kind::Agent).count() > 1 {
+            return Err(Refused::Twice { what: "the agent".to_owned() });
         }
         let mut seen = BTreeSet::new();
         for (artifact, release) in self.artifacts.iter().zip(releases) {

@@ -33,8 +33,7 @@ impl FromStr for Choice {
         let wrong = || format!("`{text}` is not KIND/NAME=VERSION, such as `model/motion=2.0.0`");
         let (which, version) = text.split_once('=').ok_or_else(wrong)?;
         let (kind, name) = which.split_once('/').ok_or_else(wrong)?;
-        let kinds = [Kind::Function, Kind::Model, Kind::Layer, Kind::Runtime];
-        let kind = kinds.into_iter().find(|known| known.as_str() == kind).ok_or_else(wrong)?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind).ok_or_else(wrong)?;
         let name = ArtifactName::parse(name).map_err(|error| error.to_string())?;
         Ok(Self { kind, name, version: version.to_owned() })
     }
@@ -205,7 +204,8 @@ fn wanted<'a>(file: &'a DeploymentFile) -> Vec<Wanted<'a>> {
     };
     let layers = file.layer.iter().map(plain(Kind::Layer));
     let runtimes = file.runtime.iter().map(plain(Kind::Runtime));
-    functions.chain(models).chain(layers).chain(runtimes).collect()
+    let agent = file.agent.iter().map(plain(Kind::Agent));
+    functions.chain(models).chain(layers).chain(runtimes).chain(agent).collect()
 }
 
 /// The release that a version or an alias means.

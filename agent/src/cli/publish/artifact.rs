@@ -7,7 +7,7 @@ use semver::Version;
 use sync_protocol::capability::Capabilities;
 use sync_protocol::{Blob, Kind, NativeCode, Release};
 
-use super::{KindArg, PublishArgs, blob_of, now_ms};
+use super::{BuildArg, KindArg, PublishArgs, blob_of, now_ms};
 use crate::capability::Capability;
 use crate::cli::output::Errors;
 use crate::cli::{Failure, build};
@@ -35,6 +35,7 @@ impl Artifact {
             Kind::Model => model(args, folder)?,
             Kind::Layer => layer(args, folder)?,
             Kind::Runtime => plain(args, Kind::Runtime, args.path.clone(), folder)?,
+            Kind::Agent => agent(args, folder)?,
         };
         artifact.release.minimum.clone_from(&args.minimum);
         if let Some(minimum) = args.minimum.as_ref().filter(|minimum| **minimum > artifact.release.version) {
@@ -44,9 +45,15 @@ impl Artifact {
         if kind != Kind::Function && !args.target.is_empty() {
             return Err(Failure::wrong("only functions are compiled", "leave out `--target`").into());
         }
+        if kind != Kind::Agent && !args.build.is_empty() {
+            return Err(Failure::wrong("only the agent has builds", "leave out `--build`").into());
+        }
         Ok(artifact)
     }
 }
+
+/// What the agent is called unless somebody says otherwise.
+const AGENT: &str = "tidegate";
 
 /// What it is: as said, or as it looks.
 fn kind(args: &PublishArgs) -> Result<Kind, Failure> {
@@ -64,7 +71,7 @@ fn kind(args: &PublishArgs) -> Result<Kind, Failure> {
         Err(Failure::wrong(what, "name a function's folder, a bundle, or a model's `.onnx`"))
     } else {
         let what = format!("`{}` could be anything", path.display());
-        Err(Failure::wrong(what, "say what it is: `--kind function`, `model`, `layer` or `runtime`"))
+        Err(Failure::wrong(what, "say what it is: `--kind function`, `model`, `layer`, `runtime` or `agent`"))
     }
 }
 
@@ -136,17 +143,51 @@ fn layer(args: &PublishArgs, folder: tempfile::TempDir) -> anyhow::Result<Artifa
     plain(args, Kind::Layer, file, folder)
 }
 
+/// The agent: a binary for each processor that gateways have.
+fn agent(args: &PublishArgs, folder: tempfile::TempDir) -> anyhow::Result<Artifact> {
+    if args.build.is_empty() {
+        let what = format!("it is not said for which gateways `{}` is", args.path.display());
+        return Err(Failure::wrong(what, "say it: `--build aarch64-unknown-linux-gnu`").into());
+    }
+    let (mut native, mut files) = (Vec::new(), Vec::new());
+    for BuildArg { target, flavour, file } in &args.build {
+        let file = match file {
+            Some(file) => file.clone(),
+            None if files.iter().any(|(_, file)| *file == args.path) => {
+                let hint = format!("name it: `--build {target}=FILE`");
+                return Err(Failure::wrong(format!("there is no binary for {target}"), hint).into());
+            }
+            None => args.path.clone(),
+        };
+        let blob = blob_of(&file)?;
+        native.push(NativeCode { target: target.clone(), compatibility: flavour.clone(), blob });
+        files.push((blob, file));
+    }
+    if !files.iter().any(|(_, file)| *file == args.path) {
+        let what = format!("no build is `{}`", args.path.display());
+        return Err(Failure::wrong(what, "leave out the `=FILE` of the build that it is").into());
+    }
+    let (name, version) = named(args, Some(AGENT.to_owned()))?;
+    let release = Release { native, ..release(Kind::Agent, name, version, files[0].0) };
+    release.check().map_err(|refused| Failure::wrong(refused.to_string(), refused.hint()))?;
+    Ok(Artifact { release, files, _folder: folder })
+}
+
 /// Something that says neither its name nor its version.
 fn plain(args: &PublishArgs, kind: Kind, file: PathBuf, folder: tempfile::TempDir) -> anyhow::Result<Artifact> {
-    let stem = || args.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    let name = ArtifactName::parse(&args.name.clone().or_else(stem).unwrap_or_default())
-        .map_err(|error| Failure::wrong(error.to_string(), "name it: `--name motion`"))?;
-    let version = args
-        .version
-        .clone()
-        .ok_or_else(|| Failure::wrong(format!("{name} has no version"), "say which it is: `--version 1.0.0`"))?;
+    let stem = args.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let (name, version) = named(args, stem)?;
     let blob = blob_of(Path::new(&file))?;
     Ok(Artifact { release: release(kind, name, version, blob), files: vec![(blob, file)], _folder: folder })
+}
+
+/// Its name, which is `otherwise` unless said, and its version.
+fn named(args: &PublishArgs, otherwise: Option<String>) -> Result<(ArtifactName, Version), Failure> {
+    let name = ArtifactName::parse(&args.name.clone().or(otherwise).unwrap_or_default())
+        .map_err(|error| Failure::wrong(error.to_string(), "name it: `--name motion`"))?;
+    let missing = || Failure::wrong(format!("{name} has no version"), "say which it is: `--version 1.0.0`");
+    let version = args.version.clone().ok_or_else(missing)?;
+    Ok((name, version))
 }
 
 fn release(kind: Kind, name: ArtifactName, version: Version, blob: Blob) -> Release {

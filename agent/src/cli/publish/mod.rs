@@ -20,10 +20,10 @@ use super::throwaway::ModelArg;
 use crate::clock::Clock;
 use crate::name::{AliasName, ArtifactName};
 
-/// Signs a version of a function, model, layer or runtime, and gives it to the control plane
+/// Signs a version of a function, model, layer, runtime or of the agent itself, and gives it to the control plane
 #[derive(Debug, clap::Args)]
 pub(super) struct PublishArgs {
-    /// A function's folder or bundle, a model's `.onnx`, a layer's folder, or a runtime's `.wasm`
+    /// A function's folder or bundle, a model's `.onnx`, a layer's folder, a runtime's `.wasm`, or the agent's binary for the first `--build`
     path: PathBuf,
     /// What it is; seen by PATH unless said
     #[arg(long, value_enum)]
@@ -46,6 +46,9 @@ pub(super) struct PublishArgs {
     /// Compile a function for this processor too, so that gateways need not
     #[arg(long, value_name = "TRIPLE")]
     target: Vec<String>,
+    /// For which gateways PATH is (agents), or another binary: `aarch64-unknown-linux-gnu`, or `TRIPLE/thin` of one without a compiler
+    #[arg(long, value_name = "TRIPLE[=FILE]")]
+    build: Vec<BuildArg>,
     /// Once this version runs, none below VERSION runs there again: for one that mends a hole
     #[arg(long, value_name = "VERSION")]
     minimum: Option<Version>,
@@ -73,6 +76,7 @@ enum KindArg {
     Model,
     Layer,
     Runtime,
+    Agent,
 }
 
 impl From<KindArg> for Kind {
@@ -82,6 +86,7 @@ impl From<KindArg> for Kind {
             KindArg::Model => Self::Model,
             KindArg::Layer => Self::Layer,
             KindArg::Runtime => Self::Runtime,
+            KindArg::Agent => Self::Agent,
         }
     }
 }
@@ -95,6 +100,28 @@ impl FromStr for Tag {
     fn from_str(text: &str) -> Result<Self, String> {
         let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
         Ok(Self(key.to_owned(), value.to_owned()))
+    }
+}
+
+/// `TRIPLE`, `TRIPLE/FLAVOUR`, each perhaps with `=FILE`.
+#[derive(Clone, Debug)]
+struct BuildArg {
+    target: String,
+    flavour: String,
+    file: Option<PathBuf>,
+}
+
+impl FromStr for BuildArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (which, file) = text.split_once('=').map_or((text, None), |(which, file)| (which, Some(file.into())));
+        let (target, flavour) = which.split_once('/').unwrap_or((which, "full"));
+        if target.split('-').count() < 3 || !["full", "thin"].contains(&flavour) {
+            return Err(format!(
+                "`{which}` is neither TRIPLE nor TRIPLE/thin, such as `aarch64-unknown-linux-gnu/thin`"
+            ));
+        }
+        Ok(Self { target: target.to_owned(), flavour: flavour.to_owned(), file })
     }
 }
 
@@ -179,6 +206,10 @@ pub(super) async fn published(
 /// A version never changes: whoever runs it would not know.
 fn same(there: &Release, now: &Release, what: &str) -> Result<(), Failure> {
     if there.blob == now.blob && there.capabilities == now.capabilities {
+        if there.kind == Kind::Agent && there.native != now.native {
+            let hint = "a version never changes: give the builds to the next one";
+            return Err(Failure::wrong(format!("{what} has other builds than those to be published"), hint));
+        }
         let has = |target: &str| there.native.iter().any(|code| code.target == target);
         let Some(code) = now.native.iter().find(|code| !has(&code.target)) else { return Ok(()) };
         let what = format!("{what} has no native code for {}", code.target);

@@ -111,7 +111,7 @@ impl Fleet {
         let keys = [(); 4].map(|()| SecretKey::generate().unwrap());
         let roles: BTreeMap<_, _> =
             Role::ALL.iter().zip(&keys).map(|(role, key)| (*role, RoleKeys::new([key.public()], 1))).collect();
-        let root = |version| Root { version, expires_ms: NOW_MS + 3650 * DAY_MS, roles: roles.clone() };
+        let root = |version| Root { version, expires_ms: NOW_MS + 3650 * DAY_MS, roles: roles.clone(), agents: None };
         let roots = (1..=count).map(|version| Envelope::sign(&root(version), &[&keys[0]]).unwrap()).collect();
         let [root, publisher, operator, online] = keys;
         let clock = Arc::new(AtomicU64::new(NOW_MS));

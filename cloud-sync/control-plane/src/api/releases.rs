@@ -37,7 +37,7 @@ struct ReleaseItem {
     /// What it is known by.
     #[schema(value_type = String)]
     digest: Digest,
-    /// `function`, `model`, `layer`, `runtime`.
+    /// `function`, `model`, `layer`, `runtime`, `agent`.
     #[schema(value_type = String)]
     kind: Kind,
     /// Its name.

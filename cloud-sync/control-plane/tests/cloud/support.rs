@@ -70,7 +70,7 @@ impl Signers {
             (Signer::Operator, role(self.operator.public())),
             (Signer::Online, role(online)),
         ];
-        Root { version, expires_ms, roles: roles.into() }
+        Root { version, expires_ms, roles: roles.into(), agents: None }
     }
 }
 

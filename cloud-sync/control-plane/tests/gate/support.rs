@@ -188,7 +188,7 @@ fn root(online: PublicKey) -> Envelope {
         (Role::Operator, own()),
         (Role::Online, RoleKeys::new([online], 1)),
     ];
-    let root = Root { version: 1, expires_ms: real_ms() + 3650 * DAY_MS, roles: roles.into() };
+    let root = Root { version: 1, expires_ms: real_ms() + 3650 * DAY_MS, roles: roles.into(), agents: None };
     Envelope::sign(&root, &[&key]).unwrap()
 }
 

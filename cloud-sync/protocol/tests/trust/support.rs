@@ -66,7 +66,7 @@ impl Signers {
             (Role::Operator, RoleKeys::new(public(&self.operators), 2)),
             (Role::Online, RoleKeys::new(public(&self.online), 1)),
         ];
-        Root { version, expires_ms: NOW + 365 * DAY, roles: BTreeMap::from(roles) }
+        Root { version, expires_ms: NOW + 365 * DAY, roles: BTreeMap::from(roles), agents: None }
     }
 
     pub(crate) fn signed_root(&self, version: u64) -> Envelope {
