@@ -120,11 +120,13 @@ fn the_features_of_gateways_are_those_of_the_agent() {
     let manifest = text(Path::new("agent/Cargo.toml")).unwrap();
     let (_, features) = manifest.split_once("[features]").unwrap();
     let known: Vec<&str> = features.lines().map_while(|line| (!line.starts_with('[')).then_some(line)).collect();
-    let chosen = text(Path::new("cross/features")).unwrap();
-    let chosen = chosen.lines().filter(|line| !line.starts_with('#'));
-    let unknown: Vec<_> =
-        chosen.filter(|name| !known.iter().any(|line| line.starts_with(&format!("{name} =")))).collect();
-    assert!(unknown.is_empty(), "cross/features names {unknown:?}, which agent/Cargo.toml does not have");
+    for list in ["cross/features", "cross/features-thin", "cross/features-armv7"] {
+        let chosen = text(Path::new(list)).unwrap();
+        let chosen = chosen.lines().filter(|line| !line.starts_with('#'));
+        let unknown: Vec<_> =
+            chosen.filter(|name| !known.iter().any(|line| line.starts_with(&format!("{name} =")))).collect();
+        assert!(unknown.is_empty(), "{list} names {unknown:?}, which agent/Cargo.toml does not have");
+    }
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Makes a component of the core module that a compiler for WebAssembly leaves.
 
 use wasmparser::{ExternalKind, Payload};
-use wit_component::ComponentEncoder;
 
 /// Why a core module cannot become a component.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +17,9 @@ pub enum ComponentizeError {
     /// Nothing to call.
     #[error("it exports no `handle`, neither ours nor the one of `wasi:http/incoming-handler@0.2`")]
     NoHandler,
+    /// This build cannot.
+    #[error("this build of tidegate has no compiler")]
+    NoCompiler,
     /// It calls what no world offers, for example the imports of another kind of WebAssembly system.
     #[error("it cannot become a component")]
     Encode(#[source] anyhow::Error),
@@ -31,6 +33,7 @@ impl ComponentizeError {
             Self::AlreadyComponent => "use the file as it is: name it as `component` in function.toml",
             Self::NoBindings => "write the function with `function-sdk`, or generate bindings from functions/wit",
             Self::NoHandler => "mark one function with `#[handler]`, in the crate that is built",
+            Self::NoCompiler => "build the function on a machine whose tidegate has the feature `compiler`",
             Self::Encode(_) => {
                 "a function may only call the imports of functions/wit: leave out what needs a full system"
             }
@@ -44,11 +47,21 @@ impl ComponentizeError {
 /// When `core` is no such module.
 pub fn componentize(core: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
     check(core)?;
-    ComponentEncoder::default()
+    encode(core)
+}
+
+#[cfg(feature = "compiler")]
+fn encode(core: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
+    wit_component::ComponentEncoder::default()
         .validate(true)
         .module(core)
         .and_then(|mut encoder| encoder.encode())
         .map_err(ComponentizeError::Encode)
+}
+
+#[cfg(not(feature = "compiler"))]
+const fn encode(_core: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
+    Err(ComponentizeError::NoCompiler)
 }
 
 fn check(core: &[u8]) -> Result<(), ComponentizeError> {

@@ -80,6 +80,11 @@ pub struct Limits {
     pub hops_max: u32,
     /// Largest component, before it is compiled.
     pub component_bytes_max: ByteSize,
+    /// Memory that a process may take which compiles one component: that of a language's runtime takes half of it. On a machine with less
+    /// than twice of it, half of what there is.
+    pub compile_bytes_max: ByteSize,
+    /// How long it may take: a language's runtime on a small board that is busy.
+    pub compile_max: Span,
     /// All files of a bundle, unpacked: a component, and a language's sources beside it.
     pub bundle_bytes_max: ByteSize,
     /// Files and folders in a bundle, and in the layers of one function.
@@ -210,6 +215,8 @@ impl Default for Limits {
             log_bytes_max: ByteSize(64 << 10),
             hops_max: 16,
             component_bytes_max: ByteSize::mib(128),
+            compile_bytes_max: ByteSize::mib(1024),
+            compile_max: Span::from_secs(900),
             bundle_bytes_max: ByteSize::mib(256),
             bundle_entries_max: 20_000,
             layers_max: 5,

@@ -12,7 +12,7 @@ use tidegate::inference::Models;
 use tidegate::invocation::{Context, Outcome};
 use tidegate::journal::{Journal, JournalConfig};
 use tidegate::limits::Limits;
-use tidegate::runtime::{Chance, Function, Instance, Invoked, Runtime, RuntimeConfig, Services, Threads};
+use tidegate::runtime::{Chance, Function, Instance, Invoked, Runtime, RuntimeConfig, Services};
 use tidegate::store;
 
 /// A runtime, its services, and the functions of a configuration.
@@ -45,7 +45,7 @@ impl Lab {
         let runtime_config = RuntimeConfig {
             cache_dir: Some(folder.path().join("compiled")),
             instances_max: 8,
-            threads: Threads::PerCore,
+            ..RuntimeConfig::default()
         };
         let runtime = Runtime::new(runtime_config, services)?;
         Ok(Self { clock, runtime, journal, specs, folder })

@@ -6,6 +6,7 @@ mod brokers;
 mod browser;
 mod calls;
 mod cold_store;
+mod compiling;
 mod console;
 mod counters;
 mod crash;

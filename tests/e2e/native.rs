@@ -70,9 +70,9 @@ async fn what_has_no_native_code_that_fits_is_compiled() -> anyhow::Result<()> {
     let engine = precompile(&Guest::echo().component(), &target())?.compatibility;
     check(1, ("wasmtime-of-another-time", b"code".to_vec()), true, "native code of its publisher does not fit").await?;
     check(2, (&engine, b"that is missing".to_vec()), false, "native code of its publisher is not here").await?;
-    check(3, (&engine, b"no code at all".to_vec()), true, "compiled code does not fit, compiling it again").await?;
+    check(3, (&engine, b"no code at all".to_vec()), true, "compiled code does not fit, and is removed").await?;
     let others = precompile(&Guest::forward("results/v4").component(), OTHER)?.code;
-    check(4, (&engine, others), true, "compiled code does not fit, compiling it again").await?;
+    check(4, (&engine, others), true, "compiled code does not fit, and is removed").await?;
 
     let config = format!("{}native_code = false\n", signers.cloud());
     let own = Site::with(&config).await?;

@@ -9,7 +9,7 @@ use tidegate::api::AgentHandle;
 use tidegate::api::status::Status;
 use tidegate::clock::Clock;
 use tidegate::net::Net;
-use tidegate::runtime::Threads;
+use tidegate::runtime::{Compiler, Threads};
 use tidegate::telemetry::LogRing;
 use tokio::time::sleep;
 
@@ -168,6 +168,7 @@ impl Simulation<'_> {
             clock: Clock::simulated(Arc::clone(life) as Arc<_>),
             net: Net::of(Arc::new(Links(self.links.clone()))),
             threads: Threads::OfTheCaller,
+            compiler: Compiler::Here,
             logs: Some(LogRing::new(&self.plan.limits)),
             limits: self.plan.limits.clone(),
             boot: tidegate::boot::Boot::default(),

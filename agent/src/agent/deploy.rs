@@ -145,6 +145,7 @@ impl Host for Parts {
             time_ms: None,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             target: crate::runtime::target(),
+            compiles: crate::runtime::HAS_COMPILER,
             root: 0,
             desired_sequence: 0,
             progress: None,

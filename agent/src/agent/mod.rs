@@ -30,7 +30,7 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::name::GatewayName;
 use crate::net::Net;
-use crate::runtime::{Chance, Runtime, RuntimeConfig, Services, Threads};
+use crate::runtime::{Chance, Compiler, Runtime, RuntimeConfig, Services, Threads};
 use crate::store;
 use crate::telemetry::{self, Exporter, LogRing};
 use crate::trigger::actuators::Actuators;
@@ -58,6 +58,8 @@ pub struct Ports {
     pub limits: Limits,
     /// Where functions run.
     pub threads: Threads,
+    /// Who compiles them.
+    pub compiler: Compiler,
     /// Where log lines are found when somebody else receives those of this process; otherwise the agent does.
     pub logs: Option<LogRing>,
     /// How it came to run, and whether it can become another agent.
@@ -65,9 +67,9 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// This machine.
+    /// This machine, in the program `tidegate`.
     pub fn real() -> Self {
-        Self::default()
+        Self { compiler: Compiler::apart(), ..Self::default() }
     }
 }
 
@@ -122,7 +124,7 @@ impl Agent {
     /// # Errors
     /// With what cannot be started, and why; [`crate::boot::Another`], when another agent is to run.
     pub async fn start(config: Config, ports: Ports) -> anyhow::Result<Self> {
-        let Ports { clock, net, limits, threads, logs, boot } = ports;
+        let Ports { clock, net, limits, threads, compiler, logs, boot } = ports;
         let limits = Arc::new(Limits { buffer_bytes_max: config.gateway.buffer_bytes, ..limits });
         let logs = match logs {
             Some(logs) => logs,
@@ -161,6 +163,7 @@ impl Agent {
             instances_max: functions.iter().map(|function| function.spec.concurrency).sum::<u32>()
                 + opened.as_ref().map_or(0, |_| DEPLOYED_INSTANCES),
             threads,
+            compiler,
         };
         let runtime = Runtime::new(runtime_config, services)?;
         let actuators = Actuators::default();

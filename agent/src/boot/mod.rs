@@ -41,8 +41,8 @@ pub const TARGET: &str = match (cfg!(target_env = "musl"), cfg!(target_pointer_w
     (true, false) if cfg!(target_arch = "arm") => "armv7-unknown-linux-musleabihf",
     _ => "unknown",
 };
-/// What it was built with.
-pub const FLAVOUR: &str = "full";
+/// What it was built with: `thin` is without the compiler.
+pub const FLAVOUR: &str = if cfg!(feature = "compiler") { "full" } else { "thin" };
 /// Where the packaged agent tells the deployed one that it was chosen, and by whom.
 const VARIABLE: &str = "TIDEGATE_BOOT";
 

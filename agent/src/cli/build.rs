@@ -46,6 +46,7 @@ pub(super) async fn run(args: &BuildArgs) -> anyhow::Result<()> {
 
 /// Makes the bundle file, and says how many bytes it has.
 pub(super) async fn bundle(args: &BuildArgs) -> anyhow::Result<(PathBuf, u64)> {
+    super::needs_compiler("building a function compiles it")?;
     let limits = Limits::default();
     let manifest = read_manifest_of(&args.dir, &limits)?;
     if args.dir.join("Cargo.toml").is_file() {

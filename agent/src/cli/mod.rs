@@ -6,6 +6,8 @@ mod build;
 mod check;
 #[cfg(feature = "control-plane")]
 mod cloud;
+#[cfg(feature = "compiler")]
+mod compile_component;
 mod completion;
 mod connect;
 mod dead_letters;
@@ -38,6 +40,7 @@ use clap::{Parser, Subcommand};
 
 pub use self::failure::{Failure, Status, print_error};
 use crate::config::Config;
+use crate::runtime::HAS_COMPILER;
 use crate::store::BundleError;
 
 /// Runs functions at the edge: on MQTT messages and timers, with models on the device, keeping results until the uplink is back.
@@ -94,6 +97,8 @@ enum Command {
     Fleet(Box<fleet::FleetArgs>),
     #[cfg(feature = "control-plane")]
     Cloud(cloud::ControlPlaneArgs),
+    #[cfg(feature = "compiler")]
+    CompileComponent(compile_component::CompileComponentArgs),
     Completion(completion::CompletionArgs),
     Man(man::ManArgs),
     Demo(demo::DemoArgs),
@@ -125,10 +130,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Command::Fleet(args) => fleet::run(&args).await,
         #[cfg(feature = "control-plane")]
         Command::Cloud(args) => cloud::run(&args).await,
+        #[cfg(feature = "compiler")]
+        Command::CompileComponent(args) => compile_component::run(&args),
         Command::Completion(args) => completion::run(&args),
         Command::Man(args) => man::run(&args),
         Command::Demo(args) => demo::run(&args).await,
     }
+}
+
+/// Refuses what compiles in a build that cannot; `why` is what wants it.
+fn needs_compiler(why: &str) -> Result<(), Failure> {
+    if HAS_COMPILER {
+        return Ok(());
+    }
+    let hint = "do it on a machine whose tidegate has the feature `compiler`, such as the laptop that functions are published from";
+    Err(Failure::wrong(format!("this build of tidegate has no compiler, and {why}"), hint))
 }
 
 /// A bundle on the command line that cannot be used.

@@ -53,6 +53,7 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<()> {
+    super::needs_compiler("a version that is tried is compiled first")?;
     let limits = Limits::default();
     let unreadable = |error| {
         let what = format!("cannot read the recording `{}`", args.file.display());

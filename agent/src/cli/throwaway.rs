@@ -32,6 +32,7 @@ impl FromStr for ModelArg {
 
 /// Loads the function, granted what its manifest asks for, and the models that it asks for.
 pub(super) async fn start(resolved: Resolved, models: &[ModelArg]) -> anyhow::Result<Throwaway> {
+    super::needs_compiler("a function that runs by itself is compiled first")?;
     let models = self::models(&resolved.spec, models).await?;
     Throwaway::alone(resolved.spec, models).await
 }

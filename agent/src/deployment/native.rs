@@ -22,7 +22,7 @@ pub(crate) struct Native(Option<Arc<Fitting>>);
 impl Native {
     /// What fits `runtime`; nothing, unless native code is `wanted`.
     pub(super) fn new(runtime: &Runtime, wanted: bool) -> Self {
-        Self(if wanted { runtime.fitting().map(Arc::new) } else { None })
+        Self(wanted.then(|| Arc::new(runtime.fitting())))
     }
 
     /// The bytes of all native code that fits.

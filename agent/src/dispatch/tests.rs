@@ -72,7 +72,7 @@ impl Lab {
             limits: Arc::clone(&limits),
             chance: Chance::default(),
         };
-        let config = RuntimeConfig { cache_dir: None, instances_max: 8, threads: Threads::Own(2) };
+        let config = RuntimeConfig { instances_max: 8, threads: Threads::Own(2), ..RuntimeConfig::default() };
         let runtime = Runtime::new(config, services).unwrap();
         let gateway = GatewayName::parse("lab").unwrap();
         let outlets = Outlets::new(

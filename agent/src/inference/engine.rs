@@ -1,4 +1,4 @@
-//! Which engine runs the models: ONNX Runtime when its library is there, else the built-in tract.
+//! Which engine runs the models: ONNX Runtime when its library is there, else tract, where it is built in.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,10 +7,12 @@ use tracing::{info, warn};
 
 use super::error::InferenceError;
 use super::library::Search;
+use super::onnxruntime;
 use super::onnxruntime::OnnxRuntime;
 use super::signature::Signature;
 use super::tensor::Tensor;
-use super::{onnxruntime, tract};
+#[cfg(feature = "tract")]
+use super::tract;
 use crate::config::{InferenceConfig, InferenceRuntime};
 use crate::units::ByteSize;
 
@@ -18,31 +20,46 @@ use crate::units::ByteSize;
 #[derive(Debug)]
 pub(super) enum Engine {
     OnnxRuntime(OnnxRuntime),
+    #[cfg(feature = "tract")]
     Tract,
 }
 
 impl Engine {
+    /// Whether this build has an engine that needs no library.
+    pub(super) const IS_BUILT_IN: bool = cfg!(feature = "tract");
+
+    #[cfg(feature = "tract")]
+    const fn built_in() -> Option<Self> {
+        Some(Self::Tract)
+    }
+
+    #[cfg(not(feature = "tract"))]
+    const fn built_in() -> Option<Self> {
+        None
+    }
+
     /// Picks the engine, and says in the log which and why. Neither engine's memory is touched before this.
     ///
     /// # Errors
-    /// When the configuration asks for ONNX Runtime, by name or by its library, and it cannot be used.
+    /// When the configuration asks for ONNX Runtime, by name or by its library, and it cannot be used; or when nothing else is there.
     pub(super) fn pick(config: &InferenceConfig) -> Result<Self, InferenceError> {
         let engine = match (config.runtime, &config.library) {
-            (InferenceRuntime::Tract, _) => Self::Tract,
+            (InferenceRuntime::Tract, _) => Self::built_in().ok_or(InferenceError::NotBuiltIn)?,
             (_, Some(library)) => Self::load_first(std::slice::from_ref(library), config.threads)?,
             (runtime, None) => {
                 let program = crate::boot::program();
                 let search = Search::run(program.as_deref().and_then(Path::parent), Path::new("/"));
-                match Self::load_first(&search.found, config.threads) {
-                    Ok(engine) => engine,
-                    Err(_) if search.found.is_empty() && runtime == InferenceRuntime::Onnxruntime => {
+                let built_in = Self::built_in().filter(|_| runtime != InferenceRuntime::Onnxruntime);
+                match (Self::load_first(&search.found, config.threads), built_in) {
+                    (Ok(engine), _) => engine,
+                    (Err(_), None) if search.found.is_empty() => {
                         return Err(InferenceError::NoLibrary { looked_in: search.looked_in });
                     }
-                    Err(error) if runtime == InferenceRuntime::Onnxruntime => return Err(error),
-                    Err(_) if search.found.is_empty() => Self::Tract,
-                    Err(error) => {
+                    (Err(error), None) => return Err(error),
+                    (Err(_), Some(built_in)) if search.found.is_empty() => built_in,
+                    (Err(error), Some(built_in)) => {
                         warn!(%error, "ONNX Runtime is here but cannot be used; models run in the built-in engine");
-                        Self::Tract
+                        built_in
                     }
                 }
             }
@@ -51,6 +68,7 @@ impl Engine {
             Self::OnnxRuntime(runtime) => {
                 info!(engine = %engine.name(), library = %runtime.library.display(), "models run in ONNX Runtime");
             }
+            #[cfg(feature = "tract")]
             Self::Tract => info!(engine = %engine.name(), "models run in the built-in engine"),
         }
         Ok(engine)
@@ -71,8 +89,14 @@ impl Engine {
     pub(super) fn name(&self) -> Arc<str> {
         match self {
             Self::OnnxRuntime(runtime) => Arc::clone(&runtime.name),
+            #[cfg(feature = "tract")]
             Self::Tract => "tract".into(),
         }
+    }
+
+    /// Whether ONNX Runtime might load what this one does not.
+    pub(super) const fn is_built_in(&self) -> bool {
+        !matches!(self, Self::OnnxRuntime(_))
     }
 
     /// Makes `count` sessions of one model, each of which can run while the others do.
@@ -85,6 +109,7 @@ impl Engine {
                 let open = |_| onnxruntime::Session::open(runtime, file, signature).map(Session::OnnxRuntime);
                 (0..count).map(open).collect()
             }
+            #[cfg(feature = "tract")]
             Self::Tract => {
                 // One plan serves any number of runs at the same time.
                 let session = tract::Session::open(file, signature)?;
@@ -97,6 +122,7 @@ impl Engine {
 /// One model, ready for one run at a time.
 pub(super) enum Session {
     OnnxRuntime(onnxruntime::Session),
+    #[cfg(feature = "tract")]
     Tract(tract::Session),
 }
 
@@ -115,6 +141,7 @@ impl Session {
             Self::OnnxRuntime(session) => {
                 session.run(inputs, stop.and_then(|Stop(stop)| stop.as_ref()), tensor_bytes_max)
             }
+            #[cfg(feature = "tract")]
             Self::Tract(session) => session.run(inputs, tensor_bytes_max),
         }
     }
@@ -123,6 +150,7 @@ impl Session {
     pub(super) fn stop(&self) -> Stop {
         Stop(match self {
             Self::OnnxRuntime(_) => onnxruntime::Stop::new(),
+            #[cfg(feature = "tract")]
             Self::Tract(_) => None,
         })
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::engine::Engine;
 use crate::units::ByteSize;
 
 /// What went wrong. Whatever the variant, models that were loaded before stay.
@@ -14,6 +15,9 @@ pub enum InferenceError {
         /// Folders, in the order of the search.
         looked_in: Vec<String>,
     },
+    /// `runtime = "tract"`, in a build without.
+    #[error("this build of tidegate has no built-in engine for models")]
+    NotBuiltIn,
     /// The library that the configuration names, or the only one there, cannot be used.
     #[error("ONNX Runtime cannot be used: {}", reasons.join("; "))]
     BadLibrary {
@@ -149,6 +153,17 @@ impl InferenceError {
     /// What to do about it, when there is something general to say.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::NotBuiltIn => {
+                "install ONNX Runtime's libonnxruntime.so and take `runtime` out of [inference], or install a build of tidegate \
+                 with the feature `tract`"
+            }
+            Self::NoLibrary { .. } if !Engine::IS_BUILT_IN => {
+                "put ONNX Runtime's libonnxruntime.so (from its release, or out of the PyPI wheel `onnxruntime`) beside the \
+                 tidegate binary, or name it with `library` in [inference]: this build of tidegate has no engine of its own"
+            }
+            Self::BadLibrary { .. } if !Engine::IS_BUILT_IN => {
+                "ONNX Runtime must be 1.24 or newer and built for this machine"
+            }
             Self::NoLibrary { .. } => {
                 "install the package tidegate-onnxruntime, or put ONNX Runtime's libonnxruntime.so (from its release, or out of the \
                  PyPI wheel `onnxruntime`) beside the tidegate binary, or name it with `library` in [inference], or use `runtime = \"auto\"` for the built-in engine"

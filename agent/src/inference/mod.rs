@@ -19,6 +19,7 @@ mod onnx;
 mod onnxruntime;
 mod signature;
 mod tensor;
+#[cfg(feature = "tract")]
 mod tract;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ pub use self::meter::Latency;
 use self::model::ModelFiles;
 pub use self::model::{Model, ModelStatus};
 pub use self::tensor::{Tensor, TensorType};
-use crate::config::{InferenceConfig, ModelConfig};
+use crate::config::{InferenceConfig, InferenceRuntime, ModelConfig};
 use crate::limits::Limits;
 use crate::name::ModelName;
 
@@ -109,10 +110,13 @@ impl Models {
     /// No models yet; the engine is picked when the first is loaded.
     ///
     /// # Errors
-    /// When the configuration names a library of ONNX Runtime that is not there.
+    /// When the configuration names a library of ONNX Runtime that is not there, or an engine that this build does not have.
     pub fn open(config: &InferenceConfig, limits: Arc<Limits>) -> Result<Self, InferenceError> {
         if let Some(library) = config.library.as_ref().filter(|library| !library.exists()) {
             return Err(InferenceError::BadLibrary { reasons: vec![format!("{}: no such file", library.display())] });
+        }
+        if config.runtime == InferenceRuntime::Tract && !Engine::IS_BUILT_IN {
+            return Err(InferenceError::NotBuiltIn);
         }
         Ok(Self {
             config: config.clone(),
@@ -203,11 +207,12 @@ impl Models {
     }
 
     fn engine(&self) -> Result<&Engine, InferenceError> {
-        if self.engine.get().is_none() {
-            // Only `load` comes here, one at a time.
-            let _ = self.engine.set(Engine::pick(&self.config)?);
+        if let Some(engine) = self.engine.get() {
+            return Ok(engine);
         }
-        Ok(self.engine.get_or_init(|| Engine::Tract))
+        // Only `load` comes here, one at a time.
+        let picked = Engine::pick(&self.config)?;
+        Ok(self.engine.get_or_init(|| picked))
     }
 
     /// Forgets a model; runs that have begun end first.

@@ -117,7 +117,7 @@ impl ModelFiles {
             path: self.path.clone(),
             engine: engine.name(),
             reason,
-            other_may: matches!(engine, Engine::Tract),
+            other_may: engine.is_built_in(),
         };
         let sessions = engine.open(&self.file, &self.signature, self.source.concurrency).map_err(not_loaded)?;
         let model = Model {

@@ -84,6 +84,7 @@ impl Port {
     }
 
     /// Whether its size is known before it comes.
+    #[cfg(feature = "tract")]
     pub(super) fn is_fixed(&self) -> bool {
         let fixed = |size: &Dimension| matches!(size, Dimension::Fixed(_));
         self.shape.as_ref().is_some_and(|shape| shape.iter().all(fixed))

@@ -2,7 +2,7 @@
 //!
 //! # Promises
 //! - What is loaded is what this agent compiled, or took by a digest that was signed: the folder is the agent's own, and a file that
-//!   is short, changed or from another engine is compiled again, never run.
+//!   is short, changed or from another engine is removed, never run.
 //! - A crash while writing leaves no half file under a name that is read.
 //! - Files of components that are no longer wanted go away.
 //!
@@ -10,7 +10,6 @@
 //! `DIGEST.ENGINE.cwasm`: wasmtime's own format, then a trailer: its length (u64), its CRC-32C (u32), both little-endian, and a mark.
 
 use std::fs::{self, File, OpenOptions};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -29,8 +28,8 @@ const EXTENSION: &str = "cwasm";
 #[derive(Debug)]
 pub(crate) struct Cache {
     dir: PathBuf,
-    /// Of the engine's version and settings: code of another one does not fit.
-    engine: u64,
+    /// Version and settings of the engine: code of another one does not fit.
+    engine: String,
 }
 
 impl Cache {
@@ -38,16 +37,14 @@ impl Cache {
     ///
     /// # Errors
     /// When it cannot be made, or belongs to somebody else.
-    pub(crate) fn open(dir: &Path, engine: &Engine) -> io::Result<Self> {
+    pub(crate) fn open(dir: &Path, engine: String) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
-        let mut hasher = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut hasher);
-        Ok(Self { dir: dir.to_owned(), engine: hasher.finish() })
+        Ok(Self { dir: dir.to_owned(), engine })
     }
 
     fn path(&self, digest: &str) -> PathBuf {
-        self.dir.join(format!("{digest}.{:016x}.{EXTENSION}", self.engine))
+        self.dir.join(format!("{digest}.{}.{EXTENSION}", self.engine))
     }
 
     /// The compiled component of `digest`, if it is there and whole.
@@ -55,7 +52,7 @@ impl Cache {
         let path = self.path(digest);
         if let Err(error) = verify(&path) {
             if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(file = %path.display(), %error, "compiled code is damaged, compiling it again");
+                tracing::warn!(file = %path.display(), %error, "compiled code is damaged, and removed");
                 self.remove(&path);
             }
             return None;
@@ -68,7 +65,7 @@ impl Cache {
         let component = unsafe { Component::deserialize_file(engine, &path) };
         component
             .inspect_err(|error| {
-                tracing::warn!(file = %path.display(), %error, "compiled code does not fit, compiling it again");
+                tracing::warn!(file = %path.display(), %error, "compiled code does not fit, and is removed");
                 self.remove(&path);
             })
             .ok()
@@ -78,7 +75,8 @@ impl Cache {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(crate) fn store(&self, digest: &str, compiled: &[u8]) -> io::Result<()> {
+    #[cfg(feature = "compiler")]
+    pub(crate) fn store(&self, digest: &str, compiled: impl Read) -> io::Result<()> {
         self.keep(digest, compiled, None)
     }
 
@@ -102,8 +100,9 @@ impl Cache {
         if written.is_err() {
             self.remove(&unfinished);
         }
-        // Without its name, after a power cut, it is compiled again.
-        written
+        written?;
+        // What was compiled here and has no name after a power cut is compiled again. What others compiled might not be to be had then.
+        if signed.is_some() { File::open(&self.dir)?.sync_all() } else { Ok(()) }
     }
 
     /// Removes everything but the files of `digests` that this engine can use.
@@ -188,9 +187,9 @@ mod tests {
     #[test]
     fn what_was_stored_is_loaded() {
         let (dir, engine) = (tempfile::tempdir().unwrap(), Engine::default());
-        let cache = Cache::open(&dir.path().join("code"), &engine).unwrap();
+        let cache = Cache::open(&dir.path().join("code"), "this".to_owned()).unwrap();
         assert!(cache.load(&engine, "abc").is_none());
-        cache.store("abc", &compiled(&engine)).unwrap();
+        cache.store("abc", compiled(&engine).as_slice()).unwrap();
         assert!(cache.load(&engine, "abc").is_some());
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&cache.dir), mode(&cache.path("abc"))), (0o700, 0o600));
@@ -199,7 +198,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_never_loaded() {
         let (dir, engine) = (tempfile::tempdir().unwrap(), Engine::default());
-        let cache = Cache::open(dir.path(), &engine).unwrap();
+        let cache = Cache::open(dir.path(), "this".to_owned()).unwrap();
         let compiled = compiled(&engine);
         let damages: [fn(&mut Vec<u8>); 5] = [
             |file| file.clear(),
@@ -212,7 +211,7 @@ mod tests {
             },
         ];
         for damage in damages {
-            cache.store("abc", &compiled).unwrap();
+            cache.store("abc", compiled.as_slice()).unwrap();
             let mut file = fs::read(cache.path("abc")).unwrap();
             damage(&mut file);
             fs::write(cache.path("abc"), file).unwrap();
@@ -224,11 +223,11 @@ mod tests {
     #[test]
     fn what_is_no_longer_wanted_goes() {
         let (dir, engine) = (tempfile::tempdir().unwrap(), Engine::default());
-        let cache = Cache::open(dir.path(), &engine).unwrap();
+        let cache = Cache::open(dir.path(), "this".to_owned()).unwrap();
         for digest in ["new", "old"] {
-            cache.store(digest, &compiled(&engine)).unwrap();
+            cache.store(digest, compiled(&engine).as_slice()).unwrap();
         }
-        fs::write(dir.path().join("new.0000000000000000.cwasm"), "of another engine").unwrap();
+        fs::write(dir.path().join("new.another.cwasm"), "of another engine").unwrap();
         fs::write(dir.path().join("new.1.tmp"), "a crash").unwrap();
         fs::write(dir.path().join("README"), "not ours").unwrap();
         cache.retain(&["new"]);

@@ -2,7 +2,10 @@
 
 use wasmtime::{Config, Engine, WasmBacktraceDetails};
 
+use super::fitting::target;
 use super::pool::Plan;
+#[cfg(feature = "compiler")]
+use super::pool::configure_memory;
 
 /// An engine by `plan`, or, when the machine refuses that much address space, one without a pool. Also says which it became.
 ///
@@ -26,7 +29,22 @@ pub(crate) fn build(plan: Plan) -> wasmtime::Result<(Engine, Plan)> {
 fn configuration(plan: Plan) -> wasmtime::Result<Config> {
     let mut config = settings();
     plan.configure(&mut config)?;
+    // The interpreter has no features to be found out, and is by its name what publishers compile for.
+    if target().starts_with("pulley") {
+        config.target(&target())?;
+    }
     Ok(config)
+}
+
+/// An engine that compiles and runs nothing: for any processor of `target`, or for this very one.
+#[cfg(feature = "compiler")]
+pub(super) fn compiler(target: Option<&str>, reservation: Option<u64>) -> wasmtime::Result<Engine> {
+    let mut config = settings();
+    configure_memory(reservation, &mut config);
+    if let Some(target) = target {
+        config.target(target)?;
+    }
+    Engine::new(&config)
 }
 
 /// What code is compiled by, whatever the machine.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::name::FunctionName;
-use crate::units::ByteSize;
+use crate::units::{ByteSize, Span};
 
 /// Why there is no runtime.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,56 @@ pub enum LoadError {
         path: PathBuf,
         /// Why.
         source: wasmtime::Error,
+    },
+    /// Nobody compiled it for this machine, and this build cannot.
+    #[error(
+        "function `{function}` has no native code for {target} by {compatibility}, and this build of tidegate has no compiler; hint: compile it with the version of tidegate that runs here, elsewhere: `tidegate publish --target {target}`"
+    )]
+    NoCompiler {
+        /// Whose.
+        function: FunctionName,
+        /// What it would have to be compiled for.
+        target: String,
+        /// By which version and settings.
+        compatibility: String,
+    },
+    /// Compiling it took more memory than there may be.
+    #[error(
+        "compiling component `{path}` of function `{function}` took more than {max} of memory, and was given up; hint: compile it elsewhere: `tidegate publish --target {target}`", path = path.display()
+    )]
+    CompileMemory {
+        /// Whose.
+        function: FunctionName,
+        /// Which.
+        path: PathBuf,
+        /// `compile_bytes_max`, or what this machine has.
+        max: ByteSize,
+        /// For this machine.
+        target: String,
+    },
+    /// Compiling it took too long.
+    #[error(
+        "compiling component `{path}` of function `{function}` took longer than {max}, and was given up; hint: compile it elsewhere: `tidegate publish --target {target}`", path = path.display()
+    )]
+    CompileTime {
+        /// Whose.
+        function: FunctionName,
+        /// Which.
+        path: PathBuf,
+        /// `compile_max`.
+        max: Span,
+        /// For this machine.
+        target: String,
+    },
+    /// The process that compiles cannot be run.
+    #[error(
+        "function `{function}` cannot be compiled in a process of its own; hint: the agent needs /proc, and to start itself"
+    )]
+    Process {
+        /// Whose.
+        function: FunctionName,
+        /// Why.
+        source: io::Error,
     },
     /// It wants something that is never offered.
     #[error("function `{function}` imports `{import}`, which does not exist here: {hint}")]

@@ -1,15 +1,12 @@
 //! From a component's file to a function that can make instances: read, compile or map, check, link.
 
-use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use sha2::{Digest, Sha256};
-use wasmparser::Parser;
-use wasmtime::component::Component;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use super::error::LoadError;
+#[cfg(not(feature = "compiler"))]
+use super::fitting::Fitting;
 use super::host::world::function::FunctionPre;
 use super::host::{self, HostState, http};
 use super::pool::Plan;
@@ -98,42 +95,11 @@ impl Shared {
         Ok(Function { spec, entry, shared: self, files })
     }
 
-    fn compile(&self, spec: &FunctionSpec) -> Result<Component, LoadError> {
-        let (function, path) = (spec.name.clone(), spec.component.clone());
-        let unreadable = |source| LoadError::Read { function: function.clone(), path: path.clone(), source };
-        let (bytes, max) = (fs::metadata(&path).map_err(unreadable)?.len(), self.services.limits.component_bytes_max);
-        if bytes > max.0 {
-            return Err(LoadError::TooLarge { function, path, bytes: ByteSize(bytes), max });
-        }
-        let bytes = fs::read(&path).map_err(unreadable)?;
-        if hex(&Sha256::digest(&bytes)) != *spec.digest {
-            return Err(LoadError::Changed { function, path });
-        }
-        if Parser::is_core_wasm(&bytes) {
-            return Err(LoadError::NotAComponent { function, path });
-        }
-        let failed = |source| LoadError::Compile { function: function.clone(), path: path.clone(), source };
-        self.compiled.fetch_add(1, Ordering::Relaxed);
-        let Some(cache) = &self.cache else {
-            return Component::from_binary(&self.engine, &bytes).map_err(failed);
-        };
-        let began = self.services.clock.instant();
-        let compiled = self.engine.precompile_component(&bytes).map_err(failed)?;
-        drop(bytes);
-        let took_ms = (self.services.clock.instant() - began).as_millis();
-        tracing::info!(function = %function, version = %spec.version, took_ms, "compiled");
-        match cache.store(&spec.digest, &compiled) {
-            Ok(()) => {
-                if let Some(component) = cache.load(&self.engine, &spec.digest) {
-                    return Ok(component);
-                }
-            }
-            Err(error) => {
-                tracing::warn!(function = %function, %error, "compiled code cannot be kept: the next start compiles again")
-            }
-        }
-        #[expect(unsafe_code, reason = "native code, but compiled by this engine just now and never out of our hands")]
-        unsafe { Component::deserialize(&self.engine, &compiled) }.map_err(failed)
+    /// Nobody here can.
+    #[cfg(not(feature = "compiler"))]
+    fn compile(&self, spec: &FunctionSpec) -> Result<wasmtime::component::Component, LoadError> {
+        let Fitting { target, compatibility } = self.fitting();
+        Err(LoadError::NoCompiler { function: spec.name.clone(), target, compatibility })
     }
 }
 

@@ -4,9 +4,12 @@
 //! at a time. How many there are and how long they live is the dispatcher's to decide.
 
 mod cache;
+#[cfg(feature = "compiler")]
+mod compile;
 mod engine;
 mod error;
 mod failure;
+mod fitting;
 mod guard;
 mod host;
 mod instance;
@@ -28,11 +31,14 @@ use tokio::task::JoinHandle;
 use wasmtime::Engine;
 use wasmtime::component::Linker;
 
+#[cfg(feature = "compiler")]
+pub use self::compile::{CompileTask, compile_apart};
 pub use self::error::{LoadError, RuntimeError};
+pub use self::fitting::{CodeCounts, Fitting, target};
 pub use self::host::chance::Chance;
 pub use self::instance::{Instance, Invoked};
 pub use self::load::Function;
-pub use self::precompile::{CodeCounts, Fitting, PrecompileError, Precompiled, precompile, target};
+pub use self::precompile::{PrecompileError, Precompiled, precompile};
 
 use self::cache::Cache;
 use self::host::HostState;
@@ -75,6 +81,28 @@ pub struct RuntimeConfig {
     pub instances_max: u32,
     /// Where functions run.
     pub threads: Threads,
+    /// Who compiles.
+    pub compiler: Compiler,
+}
+
+/// Whether this build can compile functions; without it, it runs what others compiled.
+pub const HAS_COMPILER: bool = cfg!(feature = "compiler");
+
+/// Who compiles. A build without the feature `compiler` has nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Compiler {
+    /// This process: for tests, and for commands that end soon.
+    #[default]
+    Here,
+    /// A process of its own, bounded and of low priority, by the program `tidegate` that lies there.
+    Apart(PathBuf),
+}
+
+impl Compiler {
+    /// A process of its own, by the program that runs.
+    pub fn apart() -> Self {
+        Self::Apart(PathBuf::from("/proc/self/exe"))
+    }
 }
 
 /// Where functions run.
@@ -98,6 +126,8 @@ struct Shared {
     cache: Option<Arc<Cache>>,
     services: Arc<Services>,
     ticker: Arc<Ticker>,
+    #[cfg(feature = "compiler")]
+    compiler: Compiler,
     /// One compilation at a time: each uses all cores, and much memory.
     compiling: Arc<Semaphore>,
     /// Components that were compiled.
@@ -127,7 +157,10 @@ impl Runtime {
         let (engine, plan) = engine::build(plan).map_err(RuntimeError::Engine)?;
         tracing::debug!(?plan, "engine started");
         let linker = host::linker(&engine).map_err(RuntimeError::Engine)?;
-        let open = |dir: PathBuf| Cache::open(&dir, &engine).map_err(|source| RuntimeError::Cache { dir, source });
+        let fitting = Fitting::new(&target(), plan.reservation());
+        let open = |dir: PathBuf| {
+            Cache::open(&dir, fitting.compatibility).map_err(|source| RuntimeError::Cache { dir, source })
+        };
         let cache = config.cache_dir.map(open).transpose()?.map(Arc::new);
         let ticker = match config.threads {
             Threads::OfTheCaller => Ticker::standing(),
@@ -136,7 +169,19 @@ impl Runtime {
         let workers = Workers::start(config.threads).map_err(RuntimeError::Threads)?;
         let (services, ticker, compiling) = (Arc::new(services), Arc::new(ticker), Arc::new(Semaphore::new(1)));
         let (compiled, adopted) = Default::default();
-        let shared = Shared { engine, plan, linker, cache, services, ticker, compiling, compiled, adopted };
+        let shared = Shared {
+            engine,
+            plan,
+            linker,
+            cache,
+            services,
+            ticker,
+            #[cfg(feature = "compiler")]
+            compiler: config.compiler,
+            compiling,
+            compiled,
+            adopted,
+        };
         Ok(Self { shared: Arc::new(shared), workers: Arc::new(workers) })
     }
 
@@ -151,6 +196,8 @@ impl Runtime {
             cache: cache.clone(),
             services: Arc::new(services),
             ticker: Arc::clone(ticker),
+            #[cfg(feature = "compiler")]
+            compiler: self.shared.compiler.clone(),
             compiling: Arc::clone(compiling),
             compiled: Arc::clone(compiled),
             adopted: Arc::clone(adopted),

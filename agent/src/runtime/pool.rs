@@ -95,6 +95,7 @@ impl Plan {
     }
 
     /// That of most gateways with a processor of this kind.
+    #[cfg(feature = "compiler")]
     pub(crate) fn usual(target: &str) -> Self {
         let narrow = ["arm", "i386", "i586", "i686", "pulley32", "riscv32"];
         if narrow.iter().any(|kind| target.starts_with(kind)) {
@@ -104,22 +105,17 @@ impl Plan {
         Self::Pool { instances, memory_bytes_max: FULL_RESERVATION, reservation_bytes: FULL_RESERVATION }
     }
 
-    /// Writes what code depends on into an engine's configuration.
-    pub(crate) fn configure_memory(self, config: &mut wasmtime::Config) {
+    /// What of it code depends on: address space for each memory. `None`: memories start small, and move.
+    pub(crate) const fn reservation(self) -> Option<u64> {
         match self {
-            Self::Pool { reservation_bytes, .. } => {
-                config.memory_reservation(reservation_bytes).memory_guard_size(GUARD);
-            }
-            // Addresses are what is short: memories start small, move when they grow, and are checked in code.
-            Self::OnDemand => {
-                config.memory_reservation(1 << 20).memory_guard_size(PAGE).memory_reservation_for_growth(1 << 20);
-            }
+            Self::Pool { reservation_bytes, .. } => Some(reservation_bytes),
+            Self::OnDemand => None,
         }
     }
 
     /// Writes the plan into an engine's configuration.
     pub(crate) fn configure(self, config: &mut wasmtime::Config) -> wasmtime::Result<()> {
-        self.configure_memory(config);
+        configure_memory(self.reservation(), config);
         let Self::Pool { instances, memory_bytes_max, .. } = self else {
             config.allocation_strategy(wasmtime::InstanceAllocationStrategy::OnDemand);
             return Ok(());
@@ -141,6 +137,19 @@ impl Plan {
             .max_unused_warm_slots(8);
         config.allocation_strategy(wasmtime::InstanceAllocationStrategy::Pooling(pool));
         Ok(())
+    }
+}
+
+/// Writes what code depends on, a [`Plan::reservation`], into an engine's configuration.
+pub(crate) fn configure_memory(reservation: Option<u64>, config: &mut wasmtime::Config) {
+    match reservation {
+        Some(bytes) => {
+            config.memory_reservation(bytes).memory_guard_size(GUARD);
+        }
+        // Addresses are what is short: memories start small, move when they grow, and are checked in code.
+        None => {
+            config.memory_reservation(1 << 20).memory_guard_size(PAGE).memory_reservation_for_growth(1 << 20);
+        }
     }
 }
 

@@ -28,6 +28,17 @@ pub struct Preview {
     pub keep: Vec<String>,
     /// What would be uninstalled.
     pub remove: Vec<String>,
+    /// Functions that it cannot run, because nobody compiled them for it and it has no compiler.
+    pub uncompiled: Vec<String>,
+}
+
+/// What is known of the gateway's processor.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine<'a> {
+    /// What native code must be compiled for.
+    pub target: &'a str,
+    /// Whether it compiles what has none.
+    pub compiles: bool,
 }
 
 /// A deployment with the releases of its artifacts.
@@ -39,8 +50,14 @@ pub struct Complete<'a> {
     pub releases: &'a BTreeMap<Digest, Release>,
 }
 
-/// Compares `next` with what the gateway runs `now`. `native` is the gateway's target, when it has said it.
-pub fn preview(gateway: &GatewayName, now: Option<Complete<'_>>, next: Complete<'_>, native: Option<&str>) -> Preview {
+/// Compares `next` with what the gateway runs `now`. `machine` is what the gateway has said of itself.
+pub fn preview(
+    gateway: &GatewayName,
+    now: Option<Complete<'_>>,
+    next: Complete<'_>,
+    machine: Option<Machine<'_>>,
+) -> Preview {
+    let native = machine.map(|machine| machine.target);
     let there: BTreeSet<Blob> = now.map(|now| blobs(now, native)).unwrap_or_default();
     let fetch: BTreeSet<Blob> = blobs(next, native).difference(&there).copied().collect();
     let before: BTreeMap<(Kind, &ArtifactName), &Artifact> = now.map(|now| by_name(now.deployment)).unwrap_or_default();
@@ -67,6 +84,12 @@ pub fn preview(gateway: &GatewayName, now: Option<Complete<'_>>, next: Complete<
         };
         list.push(artifact.to_string());
     }
+    let is_uncompiled = |artifact: &&Artifact| {
+        let release = next.releases.get(&artifact.release).filter(|_| artifact.kind == Kind::Function);
+        let Some((machine, release)) = machine.zip(release) else { return false };
+        !machine.compiles && release.native.iter().all(|code| code.target != machine.target)
+    };
+    let uncompiled = next.deployment.artifacts.iter().filter(is_uncompiled);
     let gone = before.iter().filter(|(key, _)| !after.contains_key(*key));
     Preview {
         gateway: gateway.clone(),
@@ -76,6 +99,7 @@ pub fn preview(gateway: &GatewayName, now: Option<Complete<'_>>, next: Complete<
         restart,
         keep,
         remove: gone.map(|(_, artifact)| artifact.to_string()).collect(),
+        uncompiled: uncompiled.map(ToString::to_string).collect(),
     }
 }
 
@@ -154,7 +178,8 @@ mod tests {
         let complete = |(deployment, releases)| Complete { deployment, releases };
         let gateway = GatewayName::parse("press-1").unwrap();
         let now = complete((&before.0, &before.1));
-        let shown = preview(&gateway, Some(now), complete((&after.0, &after.1)), Some("x86-64"));
+        let machine = Machine { target: "x86-64", compiles: true };
+        let shown = preview(&gateway, Some(now), complete((&after.0, &after.1)), Some(machine));
         assert_eq!(shown.add, ["agent/tidegate 1.0.0"]);
         assert_eq!(shown.restart, ["function/oven 1.0.0"]);
         assert_eq!(shown.fetch, [Digest::of(b"x86-64")]);

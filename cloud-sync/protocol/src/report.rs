@@ -95,6 +95,9 @@ pub struct Report {
     pub agent: String,
     /// What native code must be compiled for to run on it: `x86_64-unknown-linux-gnu`, `pulley32`, ….
     pub target: String,
+    /// Whether it compiles what has no native code for it.
+    #[serde(default = "compiles")]
+    pub compiles: bool,
     /// Version of the root that it trusts.
     pub root: u64,
     /// Sequence of the newest desired document that it accepted.
@@ -120,6 +123,11 @@ pub struct Report {
     /// Log lines that were asked for, as the local API gives them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<Value>,
+}
+
+/// What a gateway does that does not say.
+const fn compiles() -> bool {
+    true
 }
 
 #[cfg(test)]

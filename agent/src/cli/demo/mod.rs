@@ -63,6 +63,7 @@ const REST_PATIENCE: Duration = Duration::from_secs(60);
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<()> {
+    super::needs_compiler("the demo compiles its function")?;
     let clock = Clock::system();
     // A gateway's build has no control plane in it, and torture is the gateway's.
     let managed = cfg!(feature = "control-plane") && !args.torture;

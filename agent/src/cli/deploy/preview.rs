@@ -24,6 +24,8 @@ pub(super) struct Preview {
     keep: Vec<String>,
     /// What it would not run any more.
     remove: Vec<String>,
+    /// Functions that nobody compiled for it, and it cannot.
+    uncompiled: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -57,11 +59,17 @@ pub(super) fn show(deployment: &Deployment, previews: &[Preview], args: &DeployA
     }
     let names = |names: &[String]| if names.is_empty() { "-".to_owned() } else { names.join(", ") };
     let row = |preview: &Preview| {
-        let Preview { gateway, fetch_bytes, add, restart, keep, remove } = preview;
+        let Preview { gateway, fetch_bytes, add, restart, keep, remove, .. } = preview;
         vec![gateway.clone(), size(*fetch_bytes), names(add), names(restart), names(keep), names(remove)]
     };
     let rows: Vec<_> = previews.iter().map(row).collect();
     Output::line(&format!("\n{}", table(&["GATEWAY", "FETCH", "ADD", "RESTART", "KEEP", "REMOVE"], &rows)))?;
+    for Preview { gateway, uncompiled, .. } in previews.iter().filter(|preview| !preview.uncompiled.is_empty()) {
+        let names = names(uncompiled);
+        Output::line(&format!(
+            "\n{gateway} has no compiler, and no native code for it was published of {names}: it would refuse this"
+        ))?;
+    }
     if !args.allow_removal && previews.iter().any(|preview| !preview.remove.is_empty()) {
         Output::line("\nnothing is removed without `--allow-removal`: `tidegate deploy` will ask for it")?;
     }

@@ -46,7 +46,7 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let mut limits = Limits::default();
         let mut config =
-            RuntimeConfig { cache_dir: Some(dir.path().join("code")), instances_max: 8, threads: Threads::PerCore };
+            RuntimeConfig { cache_dir: Some(dir.path().join("code")), instances_max: 8, ..RuntimeConfig::default() };
         change(&mut config, &mut limits);
         let limits = Arc::new(limits);
         let clock = Clock::system();

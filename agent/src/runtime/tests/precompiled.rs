@@ -15,7 +15,7 @@ async fn code_that_its_publisher_compiled_runs_here() {
     let made = precompile(&component, &target()).unwrap();
     // A machine with less memory plans otherwise, and compiles by itself.
     let fitting = Fitting { target: target(), compatibility: made.compatibility.clone() };
-    assert_eq!(site.runtime.fitting(), Some(fitting));
+    assert_eq!(site.runtime.fitting(), fitting);
 
     let spec = site.spec(&component, |_| {});
     assert!(!site.runtime.has_code(&spec.digest));

@@ -161,6 +161,7 @@ pub(crate) fn report() -> Report {
         time_ms: None,
         agent: "0.0.0".to_owned(),
         target: "x86_64-unknown-linux-gnu".to_owned(),
+        compiles: true,
         root: 0,
         desired_sequence: 0,
         progress: None,

@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 use super::{App, JsonBody, List, PageQuery, PathOf, QueryOf};
 use crate::auth::{Caller, Role};
 use crate::error::{ApiError, ErrorBody};
-use crate::preview::{Complete, Preview, preview};
+use crate::preview::{Complete, Machine, Preview, preview};
 use crate::store::Deployed;
 use crate::trust;
 
@@ -245,11 +245,13 @@ async fn preview_of(app: &App, gateway: &GatewayName, next: Complete<'_>) -> Res
         Some(active) => app.store.deployment_by_digest(active.digest).await?,
         None => None,
     };
-    let native = reported.as_ref().map(|reported| reported.report.target.as_str());
-    let Some(active) = active else { return Ok(preview(gateway, None, next, native)) };
+    let machine = reported
+        .as_ref()
+        .map(|reported| Machine { target: reported.report.target.as_str(), compiles: reported.report.compiles });
+    let Some(active) = active else { return Ok(preview(gateway, None, next, machine)) };
     let deployment: Deployment = active.envelope.unverified().map_err(ApiError::internal)?;
     let releases = releases(app, &deployment).await?;
-    Ok(preview(gateway, Some(Complete { deployment: &deployment, releases: &releases }), next, native))
+    Ok(preview(gateway, Some(Complete { deployment: &deployment, releases: &releases }), next, machine))
 }
 
 /// What a target should run.

@@ -69,6 +69,7 @@ async fn a_preview_says_what_each_gateway_would_do() {
     let mut says = report("boot", 1);
     says.active =
         Some(sync_protocol::desired::DeploymentRef { number: 1, digest: cloud.sign(&first).digest().unwrap() });
+    says.compiles = false;
     cloud.report("press-1", &says).await.ok();
 
     let next = cloud.deployment("group/presses", 2, &[newer, door]);
@@ -80,6 +81,8 @@ async fn a_preview_says_what_each_gateway_would_do() {
     assert_eq!(of(0)["restart"], json!(["function/oven 1.1.0"]));
     assert_eq!(of(0)["keep"], json!(["function/door 1.0.0"]));
     assert_eq!(of(0)["remove"], json!(["function/old 1.0.0"]));
+    assert_eq!(of(0)["uncompiled"], json!(["function/oven 1.1.0", "function/door 1.0.0"]), "it has no compiler");
+    assert_eq!(of(1)["uncompiled"], json!([]), "it has not said so");
     assert_eq!(
         (of(1)["gateway"].clone(), of(1)["add"].clone()),
         (json!("press-2"), json!(["function/oven 1.1.0", "function/door 1.0.0"]))
