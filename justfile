@@ -35,9 +35,13 @@ fuzz seconds="60" *parsers:
 functions:
     functions/build-examples
 
-# Does the agent compile and link for TARGET (aarch64 or armv7)?
-cross-check target="aarch64":
-    cross/check {{ target }}
+# The agent as gateways get it, for TARGET (x86-64, aarch64 or armv7); `just cross aarch64 --thin`.
+cross target *options:
+    cross/build {{ target }} {{ options }}
+
+# The core of the end-to-end tests with a gateway's build, emulated, for TARGET (aarch64 or armv7).
+emulated target="aarch64":
+    cross/suite {{ target }}
 
 # The .deb and the tarball for TARGET (x86-64, aarch64 or armv7), of what was built for it; `just package aarch64 --thin`.
 package target *options:

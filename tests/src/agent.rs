@@ -60,7 +60,7 @@ impl Agent {
     /// When it does not become ready; with what it said.
     pub async fn resume(&mut self) -> anyhow::Result<()> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("agent.log"))?;
-        let child = Command::new(crate::tidegate()?)
+        let child = crate::agent()?
             .args(["run", "--config"])
             .arg(self.config())
             .stdin(Stdio::null())

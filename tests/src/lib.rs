@@ -18,6 +18,7 @@ pub mod wire;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -68,6 +69,20 @@ pub fn tidegate() -> anyhow::Result<PathBuf> {
     let binary = folder.join("tidegate");
     anyhow::ensure!(binary.is_file(), "{} is not there\n\nhint: run `cargo build -p tidegate` first", binary.display());
     Ok(binary)
+}
+
+/// What starts the agent of a test: [`tidegate`], or the words of `TIDEGATE_TEST_AGENT`, by which `cross/suite` has a gateway's binary
+/// run under emulation. What people type there, and the control plane, are this machine's.
+///
+/// # Errors
+/// When it has not been built.
+pub fn agent() -> anyhow::Result<Command> {
+    #[expect(clippy::disallowed_methods, reason = "tests have no configuration")]
+    let Ok(words) = std::env::var("TIDEGATE_TEST_AGENT") else { return Ok(Command::new(tidegate()?)) };
+    let mut words = words.split_whitespace();
+    let mut command = Command::new(words.next().context("TIDEGATE_TEST_AGENT is empty")?);
+    command.args(words);
+    Ok(command)
 }
 
 /// `seq` of a reading, of what was made of it, or of the envelope around it.
