@@ -71,18 +71,15 @@ pub fn tidegate() -> anyhow::Result<PathBuf> {
     Ok(binary)
 }
 
-/// What starts the agent of a test: [`tidegate`], or the words of `TIDEGATE_TEST_AGENT`, by which `cross/suite` has a gateway's binary
+/// What starts the agent of a test: [`tidegate`], or the binary that `TIDEGATE_TEST_AGENT` names, by which `cross/suite` has a gateway's
 /// run under emulation. What people type there, and the control plane, are this machine's.
 ///
 /// # Errors
 /// When it has not been built.
 pub fn agent() -> anyhow::Result<Command> {
     #[expect(clippy::disallowed_methods, reason = "tests have no configuration")]
-    let Ok(words) = std::env::var("TIDEGATE_TEST_AGENT") else { return Ok(Command::new(tidegate()?)) };
-    let mut words = words.split_whitespace();
-    let mut command = Command::new(words.next().context("TIDEGATE_TEST_AGENT is empty")?);
-    command.args(words);
-    Ok(command)
+    let named = std::env::var_os("TIDEGATE_TEST_AGENT").map(PathBuf::from);
+    Ok(Command::new(named.map_or_else(tidegate, Ok)?))
 }
 
 /// `seq` of a reading, of what was made of it, or of the envelope around it.
