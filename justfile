@@ -39,9 +39,9 @@ functions:
 cross target *options:
     cross/build {{ target }} {{ options }}
 
-# The core of the end-to-end tests with a gateway's build, emulated, for TARGET (aarch64 or armv7).
-emulated target="aarch64":
-    cross/suite {{ target }}
+# The core of the end-to-end tests with a gateway's agent, emulated, for TARGET (aarch64 or armv7); `just emulated armv7 gateway`.
+emulated target="aarch64" *build:
+    cross/suite {{ target }} {{ build }}
 
 # The .deb and the tarball for TARGET (x86-64, aarch64 or armv7), of what was built for it; `just package aarch64 --thin`.
 package target *options:
